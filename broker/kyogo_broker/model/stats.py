@@ -1,0 +1,87 @@
+"""Frozen pictures of the state: metrics, admin answers, logs and the dashboard read only these."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from kyogo_broker.model.commands import Client
+from kyogo_broker.model.settings import QueueSettings
+from kyogo_broker.model.states import ConsumerState
+
+
+@dataclass(frozen=True, slots=True)
+class QueueStats:
+    """One queue; counters run from its creation, restarts included, unless said."""
+
+    queue_id: int
+    name: str
+    settings: QueueSettings
+    paused: bool
+    created_unix_ms: int
+    next_offset: int
+    ready: int
+    delayed: int
+    parked: int
+    in_flight: int
+    finished: Mapping[str, int]
+    """By `FinishReason`."""
+    accepted: int
+    delivered: int
+    """Since this broker started, repeated deliveries included."""
+    settled: Mapping[str, int]
+    """By outcome, since this broker started."""
+    redelivered: Mapping[str, int]
+    """By `RedeliveryReason`, since this broker started."""
+    consumers: int
+    oldest_ready_offset: int
+    """0: nothing is ready."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConsumerStats:
+    """One attached consumer."""
+
+    consumer_id: str
+    session_id: int
+    port: int
+    state: ConsumerState
+    client: Client
+    queues: tuple[str, ...]
+    labels: Mapping[str, str]
+    weight: int
+    prefetch_messages: int
+    prefetch_bytes: int
+    in_flight: int
+    in_flight_bytes: int
+    delivered: int
+    settled: int
+    attached_unix_ms: int
+    heard_ago_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class ShardStats:
+    """All queues and consumers of one journal."""
+
+    queues: tuple[QueueStats, ...]
+    consumers: tuple[ConsumerStats, ...]
+    failovers: Mapping[str, int]
+    """Consumers lost, by reason (`stream_loss`, `suspect`, `failed`), since this broker started."""
+    producers: int
+    window_bytes: int
+    """Messages held in memory, encoded."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """The loop and its journal, since this broker started."""
+
+    turns: int
+    commits: int
+    commit_bytes: int
+    commit_seconds: tuple[float, ...]
+    """Cumulative histogram counts are kept by the engine; see `COMMIT_BUCKETS_SECONDS`."""
+    commit_seconds_sum: float
+    inbox: int
+    lag_seconds: float
+    """How late the last turn was woken."""
+    stalled_seconds: float
