@@ -8,14 +8,8 @@ written down by one process and, up to the time in which no broker ran, be compa
 import secrets
 import time
 import uuid
-from typing import NamedTuple
 
-
-class Now(NamedTuple):
-    """One reading of both clocks, in milliseconds."""
-
-    steady_ms: int
-    unix_ms: int
+from kyogo_broker.model.now import Now
 
 
 class Clock:

@@ -5,11 +5,39 @@ as one record if somebody waits for one of them, and releases the effects in ord
 arrives meanwhile forms the next turn: that is the group commit, and it needs no timer.
 """
 
+import asyncio
+from bisect import bisect_left
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Protocol
 
-from kyogo_broker.model.commands import Command
-from kyogo_broker.model.effects import Effect
-from kyogo_broker.model.stats import EngineStats, ShardStats
+from kyogo_broker.checkpointing import Checkpointing
+from kyogo_broker.clock import Clock
+from kyogo_broker.core.shard import Shard
+from kyogo_broker.journal.base import Journal
+from kyogo_broker.journal.codec import encode
+from kyogo_broker.journal.loading import load
+from kyogo_broker.model.commands import Command, Loaded, SetPressure, Tick
+from kyogo_broker.model.effects import Effect, Load, Notice
+from kyogo_broker.model.errors import BrokerStopError
+from kyogo_broker.model.facts import Fact, Moved
+from kyogo_broker.model.now import Now
+from kyogo_broker.model.stats import COMMIT_BOUNDS_SECONDS, EngineStats, Histogram, ShardStats
+
+PORT_COMMANDS_MAX = 256
+"""Commands of one connection in the inbox: enough to keep a pipeline full during one commit."""
+PORT_BYTES_MAX = 4 << 20
+RECORD_BYTES_SOFT = 4 << 20
+"""Commands taken into one turn; with the largest request on top a record stays below its maximum."""
+PENDING_FACTS_MAX = 512
+"""Facts that nobody waits for, after which they are written all the same."""
+PENDING_MS_MAX = 1_000
+PRESSURE_CHECK_MS = 500
+SLEEP_MS_MAX = 250
+"""The loop looks at its own clock at least this often, so that it knows when it stood still."""
+STALL_MS_MIN = 50
+"""Delays below are ordinary scheduling."""
 
 
 class Sink(Protocol):
@@ -19,16 +47,72 @@ class Sink(Protocol):
         """Accept one effect addressed to the port; called in the order of release."""
 
 
+@dataclass(slots=True)
+class _Port:
+    sink: Sink
+    commands: int = 0
+    bytes: int = 0
+    room: asyncio.Event | None = None
+
+
 class Engine:
     """Owns the shard and the journal of one broker."""
 
+    def __init__(
+        self,
+        shard: Shard,
+        journal: Journal,
+        clock: Clock,
+        *,
+        on_notice: Callable[[Notice], None] = lambda _: None,
+        memory_high: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """An engine that has not begun.
+
+        Args:
+            shard: recovered, its new epoch begun.
+            journal: open.
+            clock: read once a turn.
+            on_notice: gets what operators want to know.
+            memory_high: whether the process is above its limit; asked twice a second at most.
+        """
+        self._shard = shard
+        self._journal = journal
+        self._clock = clock
+        self._on_notice = on_notice
+        self._memory_high = memory_high
+        self._checkpointing = Checkpointing(shard, journal, clock)
+        self._reader = ThreadPoolExecutor(1, "journal-read")
+        self._loads = 0
+        self._ports: dict[int, _Port] = {}
+        self._last_port = 0
+        self._inbox: list[tuple[Command, _Port | None, int]] = []
+        self._wake = asyncio.Event()
+        self._pending: list[Fact] = []
+        self._pending_since_ms = 0
+        self._planned_ms = 0
+        self._pressure_at_ms = 0
+        self._pressure = SetPressure(disk_low=False, memory_high=False)
+        self._failure: BaseException | None = None
+        self._stopping = False
+        self._stopped = asyncio.Event()
+        self._running = False
+        self._turns = self._commits = self._commit_bytes = 0
+        self._commit_counts = [0] * (len(COMMIT_BOUNDS_SECONDS) + 1)
+        self._commit_seconds = 0.0
+        self._lag_ms = self._stalled_ms = self._stall_ms = 0
+
     def open_port(self, sink: Sink) -> int:
         """Register a connection; its number goes into every command it submits."""
-        raise NotImplementedError
+        self._last_port += 1
+        self._ports[self._last_port] = _Port(sink)
+        return self._last_port
 
     def close_port(self, port: int) -> None:
         """Forget a connection; effects still under way to it are dropped. A consumer's `StreamEnded` goes first."""
-        raise NotImplementedError
+        closed = self._ports.pop(port, None)
+        if closed is not None and closed.room is not None:
+            closed.room.set()
 
     async def submit(self, command: Command, *, port: int, size: int = 0) -> None:
         """Put a command into the inbox; waits only while this port has too much in it (bytes or commands).
@@ -38,28 +122,208 @@ class Engine:
             port: whose it is.
             size: its bytes, as they came from the wire.
         """
-        raise NotImplementedError
+        owner = self._ports[port]
+        owner.commands += 1
+        owner.bytes += size
+        self._inbox.append((command, owner, size))
+        self._wake.set()
+        while owner.commands >= PORT_COMMANDS_MAX or owner.bytes >= PORT_BYTES_MAX:
+            if owner.room is None:
+                owner.room = asyncio.Event()
+            owner.room.clear()
+            await owner.room.wait()
+            if port not in self._ports:
+                return
 
     def submit_now(self, command: Command) -> None:
         """Put a command into the inbox whatever is in it: for what must not be lost, like `StreamEnded`."""
-        raise NotImplementedError
+        self._inbox.append((command, None, 0))
+        self._wake.set()
 
     async def run(self) -> None:
         """Turn until `stop`.
 
         Raises:
-            BrokerStopError: an append failed; nothing after it was released.
+            BrokerStopError: an append failed or an invariant broke; nothing after it was released.
         """
-        raise NotImplementedError
+        self._running = True
+        try:
+            while not self._stopping:
+                await self._sleep()
+                await self._turn()
+            await self._finish()
+        except Exception as error:
+            self._failure = error
+            if isinstance(error, BrokerStopError):
+                raise
+            raise BrokerStopError(f"{type(error).__name__}: {error}") from error
+        finally:
+            self._reader.shutdown(wait=False, cancel_futures=True)
+            self._journal.close()
+            self._stopped.set()
 
     async def stop(self) -> None:
         """Handle what is in the inbox, take a checkpoint, close the journal. Idempotent."""
-        raise NotImplementedError
+        self._stopping = True
+        self._wake.set()
+        if self._running:
+            await self._stopped.wait()
 
     def shard_stats(self) -> ShardStats:
         """Queues and consumers as of the last turn."""
-        raise NotImplementedError
+        return self._shard.stats(self._clock.now())
 
     def stats(self) -> EngineStats:
         """The loop's own figures."""
-        raise NotImplementedError
+        return EngineStats(
+            turns=self._turns, commits=self._commits, commit_bytes=self._commit_bytes,
+            commit_seconds=Histogram(counts=tuple(self._commit_counts), sum=self._commit_seconds),
+            inbox=len(self._inbox), lag_seconds=self._lag_ms / 1000, stalled_seconds=self._stalled_ms / 1000,
+        )  # fmt: skip
+
+    async def _sleep(self) -> None:
+        """Until there is something to do, by the inbox or by the clock."""
+        if self._inbox or self._checkpointing.under_way:
+            self._planned_ms = 0
+            await asyncio.sleep(0)
+            return
+        now_ms = self._clock.now().steady_ms
+        until = now_ms + SLEEP_MS_MAX
+        wake_ms = self._shard.next_wake_ms()
+        if wake_ms is not None:
+            until = min(until, wake_ms)
+        if self._pending:
+            until = min(until, self._pending_since_ms + PENDING_MS_MAX)
+        self._planned_ms = max(until, now_ms)
+        if until <= now_ms:
+            await asyncio.sleep(0)
+            return
+        self._wake.clear()
+        timer = asyncio.get_running_loop().call_later((until - now_ms) / 1000, self._wake.set)
+        await self._wake.wait()
+        timer.cancel()
+
+    async def _turn(self) -> None:
+        now = self._clock.now()
+        self._turns += 1
+        self._lag_ms = max(0, now.steady_ms - self._planned_ms) if self._planned_ms else 0
+        stalled = self._stall_ms + (self._lag_ms if self._lag_ms >= STALL_MS_MIN else 0)
+        self._stalled_ms += stalled
+        self._stall_ms = 0
+        self._shard.begin(position=self._journal.position, now=now, stalled_ms=stalled)
+        self._check_pressure(now)
+        effects: list[Effect] = []
+        facts: list[Fact] = []
+        taken = self._take()
+        for command, _, _ in taken:
+            step = self._shard.handle(command, now)
+            facts += step.facts
+            effects += step.effects
+        step = self._shard.handle(Tick(), now)
+        facts += step.facts
+        effects += step.effects
+        await self._append(facts, now)
+        for command, owner, size in taken:
+            if owner is not None:
+                owner.commands -= 1
+                owner.bytes -= size
+                if owner.room is not None:
+                    owner.room.set()
+        for effect in effects:
+            self._release(effect)
+        if not self._pending:
+            self._checkpointing.advance()
+            if not self._loads:
+                copy = self._checkpointing.next_copy()
+                if copy is not None:
+                    self.submit_now(copy)
+
+    def _take(self) -> list[tuple[Command, _Port | None, int]]:
+        """What waits, up to the size of a record; each connection has bounded itself."""
+        inbox, self._inbox = self._inbox, []
+        total = 0
+        for index, (_, _, size) in enumerate(inbox):
+            total += size
+            if total >= RECORD_BYTES_SOFT:
+                self._inbox = inbox[index + 1 :]
+                return inbox[: index + 1]
+        return inbox
+
+    async def _append(self, facts: list[Fact], now: Now) -> None:
+        """Make durable what somebody waits for, and what came before it."""
+        if facts and not self._pending:
+            self._pending_since_ms = now.steady_ms
+        self._pending += facts
+        pending = self._pending
+        if not pending:
+            return
+        overdue = now.steady_ms - self._pending_since_ms >= PENDING_MS_MAX or len(pending) >= PENDING_FACTS_MAX
+        if not (overdue or self._checkpointing.under_way or any(f.WAITED or type(f) is Moved for f in facts)):
+            return
+        self._pending = []
+        parts = encode(pending)
+        size = sum(map(len, parts))
+        began = self._clock.seconds()
+        future = self._journal.append(self._journal.sequence, parts)
+        if future.done():
+            future.result()
+        else:
+            await asyncio.wrap_future(future)
+        self._measure(size, len(pending), self._clock.seconds() - began)
+
+    def _measure(self, size: int, facts: int, seconds: float) -> None:
+        self._checkpointing.wrote(size=size, facts=facts)
+        self._commits += 1
+        self._commit_bytes += size
+        self._commit_seconds += seconds
+        self._commit_counts[bisect_left(COMMIT_BOUNDS_SECONDS, seconds)] += 1
+        if seconds * 1000 >= STALL_MS_MIN:
+            self._stall_ms += int(seconds * 1000)
+
+    def _release(self, effect: Effect) -> None:
+        kind = type(effect)
+        if kind is Load:
+            assert isinstance(effect, Load)
+            self._loads += 1
+            task = self._reader.submit(load, self._journal, effect)
+            loop = asyncio.get_running_loop()
+            task.add_done_callback(lambda done: loop.call_soon_threadsafe(self._loaded, done))
+        elif kind is Notice:
+            assert isinstance(effect, Notice)
+            self._on_notice(effect)
+        else:
+            port = self._ports.get(effect.port)  # type: ignore[union-attr]  # every other effect has one
+            if port is not None:
+                port.sink.take(effect)
+
+    def _loaded(self, done: Future[Loaded]) -> None:
+        self._loads -= 1
+        if done.cancelled():
+            return
+        error = done.exception()
+        if error is not None:
+            self._failure = error
+            self._stopping = True
+            self._wake.set()
+            return
+        self.submit_now(done.result())
+
+    def _check_pressure(self, now: Now) -> None:
+        if now.steady_ms < self._pressure_at_ms:
+            return
+        self._pressure_at_ms = now.steady_ms + PRESSURE_CHECK_MS
+        pressure = SetPressure(disk_low=self._journal.disk_low(), memory_high=self._memory_high())
+        if pressure != self._pressure:
+            self._pressure = pressure
+            self._inbox.insert(0, (pressure, None, 0))
+
+    async def _finish(self) -> None:
+        """The last turns: everything that was submitted, then what nobody waited for, then a checkpoint."""
+        if self._failure is not None:
+            raise BrokerStopError(f"the journal could not be read back: {self._failure}") from self._failure
+        while self._inbox:
+            await self._turn()
+        if self._pending:
+            pending, self._pending = self._pending, []
+            await asyncio.wrap_future(self._journal.append(self._journal.sequence, encode(pending)))
+        self._checkpointing.finish()

@@ -252,9 +252,6 @@ class Drain:
 class Tick:
     """Time has come to look at what is due, and to dispatch. Last in every turn of the engine."""
 
-    stalled_ms: int = 0
-    """How long the engine itself stood still since the last tick: nobody's silence."""
-
 
 Command = (
     Publish | Attach | SetPrefetch | Heartbeat | Started | Settle | Extend | Detach | StreamEnded | CreateQueue

@@ -28,9 +28,9 @@ class QueueStats:
     delivered: int
     """Since this broker started, repeated deliveries included."""
     settled: Mapping[str, int]
-    """By outcome, since this broker started."""
+    """By outcome (`ack`, `retry`, ...: the name in small letters), since this broker started."""
     redelivered: Mapping[str, int]
-    """By `RedeliveryReason`, since this broker started."""
+    """By `RedeliveryReason` (`stream_loss`, ...: the name in small letters), since this broker started."""
     consumers: int
     oldest_ready_offset: int
     """0: nothing is ready."""
@@ -71,6 +71,30 @@ class ShardStats:
     """Messages held in memory, encoded."""
 
 
+COMMIT_BOUNDS_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
+"""Upper bounds of the buckets of commit times: from a good drive (60 us) to a disk that is in trouble."""
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """How often something took how long."""
+
+    bounds: tuple[float, ...] = COMMIT_BOUNDS_SECONDS
+    """Upper bounds of the buckets, increasing; a value on a bound belongs below it."""
+    counts: tuple[int, ...] = (0,) * (len(COMMIT_BOUNDS_SECONDS) + 1)
+    """Values in each bucket alone, not summed up; the last one holds what is above every bound."""
+    sum: float = 0.0
+
+    def __post_init__(self) -> None:
+        """One bucket for each bound, and one beyond."""
+        assert len(self.counts) == len(self.bounds) + 1, "a histogram has one count more than bounds"
+
+    @property
+    def count(self) -> int:
+        """All values."""
+        return sum(self.counts)
+
+
 @dataclass(frozen=True, slots=True)
 class EngineStats:
     """The loop and its journal, since this broker started."""
@@ -78,9 +102,8 @@ class EngineStats:
     turns: int
     commits: int
     commit_bytes: int
-    commit_seconds: tuple[float, ...]
-    """Cumulative histogram counts are kept by the engine; see `COMMIT_BUCKETS_SECONDS`."""
-    commit_seconds_sum: float
+    commit_seconds: Histogram
+    """From handing a record to the journal until it was durable."""
     inbox: int
     lag_seconds: float
     """How late the last turn was woken."""

@@ -1,0 +1,106 @@
+"""When and how a checkpoint is taken: section by section between turns, so that the loop never stops for long.
+
+After it: what the journal no longer needs is freed, and parts that hold little are copied forward, one at a time.
+"""
+
+from collections import deque
+from concurrent.futures import Future
+
+from kyogo_broker.clock import Clock
+from kyogo_broker.core.shard import Shard
+from kyogo_broker.journal.base import CheckpointWriter, Journal
+from kyogo_broker.model.commands import CopyForward
+from kyogo_broker.recovery import queue_section, shard_section
+
+CHECKPOINT_BYTES = 192 << 20
+"""Journal written since the last checkpoint that makes the next one due: a tail that is replayed in about a second."""
+CHECKPOINT_FACTS = 100_000
+"""The same for many small facts, at some 5 us a fact."""
+SLICE_SECONDS = 0.004
+"""Work on a checkpoint between two turns."""
+
+
+class Checkpointing:
+    """Takes one checkpoint after another."""
+
+    def __init__(self, shard: Shard, journal: Journal, clock: Clock) -> None:
+        self._shard = shard
+        self._journal = journal
+        self._clock = clock
+        self._bytes = 0
+        self._facts = 0
+        self._writer: CheckpointWriter | None = None
+        self._queues: deque[int] = deque()
+        self._oldest = 0
+        self._commit: Future[None] | None = None
+        self._copy: deque[tuple[int, int]] = deque()
+
+    def wrote(self, *, size: int, facts: int) -> None:
+        """A record was appended."""
+        self._bytes += size
+        self._facts += facts
+
+    @property
+    def under_way(self) -> bool:
+        """Whether `advance` has something to do now."""
+        return self._writer is not None or self._is_due()
+
+    def advance(self) -> None:
+        """Do a slice. Everything that the shard holds must be in the journal."""
+        if self._commit is not None:
+            if self._commit.done():
+                self._commit.result()
+                self._commit = None
+                self._free()
+            return
+        if self._writer is None:
+            if not self._is_due():
+                return
+            self._begin()
+        self._write(SLICE_SECONDS)
+
+    def finish(self) -> None:
+        """Take a whole checkpoint now, and wait for it: before the broker stops."""
+        if self._commit is not None:
+            self._commit.result()
+            self._commit = None
+        if not self._facts and self._writer is None:
+            return
+        if self._writer is None:
+            self._begin()
+        self._write(float("inf"))
+        if self._commit is not None:
+            self._commit.result()
+            self._commit = None
+
+    def next_copy(self) -> CopyForward | None:
+        """The next part of the journal to copy forward, when the one before is done."""
+        return CopyForward(*self._copy.popleft()) if self._copy else None
+
+    def _is_due(self) -> bool:
+        return self._commit is None and (self._bytes >= CHECKPOINT_BYTES or self._facts >= CHECKPOINT_FACTS)
+
+    def _begin(self) -> None:
+        self._bytes = self._facts = 0
+        self._writer = self._journal.begin_checkpoint()
+        self._queues = deque(self._shard.queue_ids())
+        self._oldest = self._journal.sequence - 1
+        self._writer.add(shard_section(self._shard, self._oldest))
+
+    def _write(self, seconds: float) -> None:
+        assert self._writer is not None
+        until = self._clock.seconds() + seconds
+        while self._queues:
+            section = queue_section(self._shard, self._queues.popleft(), self._journal.sequence - 1)
+            if section is not None:
+                self._writer.add(section)
+            if self._clock.seconds() >= until:
+                return
+        self._commit = self._writer.commit()
+        self._writer = None
+
+    def _free(self) -> None:
+        live: dict[int, int] = {}
+        for position, size in self._shard.live_bytes():
+            live[position] = live.get(position, 0) + size
+        self._copy = deque(self._journal.free(below=self._oldest, live=live))

@@ -1,0 +1,176 @@
+"""Who gets what is ready: the policy says how many to whom, runs are cut from the head of the queue.
+
+A run ends where its batch in memory ends, where the history of its messages changes, where the consumer's bytes end,
+and at the largest lease. So a plain batch costs one lease, one fact and one part of a frame a consumer.
+"""
+
+from bisect import bisect_right
+
+from kyogo_broker.core.consumers import Member
+from kyogo_broker.core.leases import LEASE_MESSAGES_MAX
+from kyogo_broker.core.limits import DISPATCH_MESSAGES_MAX
+from kyogo_broker.core.queue import Queue
+from kyogo_broker.core.reading import Reading
+from kyogo_broker.core.standard import Ready
+from kyogo_broker.core.state import State
+from kyogo_broker.core.window import Held
+from kyogo_broker.model.effects import Deliver, Delivery
+from kyogo_broker.model.facts import Leased, Span
+from kyogo_broker.model.now import Now
+from kyogo_broker.model.states import RedeliveryReason
+
+
+class Dispatch:
+    """Hands out what is ready, of all queues."""
+
+    def __init__(self, state: State, reading: Reading) -> None:
+        self._state = state
+        self._reading = reading
+
+    def run(self, now: Now) -> None:
+        """Dispatch every queue in which something has changed."""
+        state = self._state
+        if state.draining:
+            state.dirty.clear()
+            return
+        for queue in tuple(state.dirty.values()):
+            if self._dispatch(queue, now):
+                state.dirty.pop(queue.id, None)
+
+    def _dispatch(self, queue: Queue, now: Now) -> bool:
+        """One queue; whether nothing is left to do for it now."""
+        if queue.dying:
+            self._reading.want_dying(queue)
+        if queue.paused or not queue.members:
+            return True
+        if queue.aside:
+            self._serve_aside(queue, now)
+        budget, fruitless = DISPATCH_MESSAGES_MAX, 0
+        while budget > 0:
+            count = min(self._available(queue), budget)
+            if not count:
+                return True
+            allocation = queue.balance.allocate(count)
+            if not allocation:
+                return True
+            given = 0
+            for candidate, portion in allocation:
+                assert isinstance(candidate, Member)
+                given += self._deliver(candidate, portion, now)
+            budget -= given
+            # Those allocated to may have no room in bytes; then they are not offered any more and others have their
+            # turn. Nobody left, or the head not in memory: the next look at what is available ends it.
+            fruitless = 0 if given else fruitless + 1
+            if fruitless > len(queue.members):
+                return True
+        return False
+
+    def _available(self, queue: Queue) -> int:
+        """Messages at the head that are in memory; asks for those that are not."""
+        head = queue.ready.head()
+        if head is None:
+            return 0
+        if head.reason is not RedeliveryReason.UNSPECIFIED:
+            if queue.window.find(head.first) is None:
+                self._reading.want_returned(queue)
+                return 0
+            return queue.ready.count
+        self._reading.want_fresh(queue)
+        return max(0, min(head.last + 1, queue.loaded_to) - head.first)
+
+    def _deliver(self, member: Member, count: int, now: Now) -> int:
+        """Up to `count` messages from the head to one consumer; how many it was."""
+        queue = member.queue
+        runs: list[Delivery] = []
+        given = 0
+        while given < count:
+            head = queue.ready.head()
+            held = queue.window.find(head.first) if head is not None else None
+            if head is None or held is None:
+                break
+            run = self._run(member, head, held, count - given, now)
+            if run is None:
+                if member.consumer.bytes_full:
+                    break
+                continue
+            runs.append(run)
+            given += run.count
+        if runs:
+            self._state.emit(Deliver(member.consumer.port, tuple(runs)))
+        if given or member.consumer.bytes_full:
+            self._state.touch(member.consumer)
+        return given
+
+    def _run(self, member: Member, head: Ready, held: Held, most: int, now: Now) -> Delivery | None:
+        """Cut one run off the head; None: its first message does not fit this consumer."""
+        queue, consumer = member.queue, member.consumer
+        first = head.first
+        last = min(head.last, held.last, first + most - 1, first + LEASE_MESSAGES_MAX - 1)
+        failures = losses = 0
+        if head.reason is not RedeliveryReason.UNSPECIFIED:
+            failures, losses, last = queue.history(first, last)
+        index = first - held.first
+        count = self._fits(member, held, index, last - first + 1)
+        if not count:
+            size = held.batch.size(index, index)
+            if size > consumer.message_bytes_max():
+                queue.ready.take(first, 1)
+                queue.aside[first] = (size, head.reason)
+            else:
+                consumer.bytes_full = True
+            return None
+        return self._lease(member, held, Ready(first, first + count - 1, head.reason), failures, losses, now)
+
+    def _fits(self, member: Member, held: Held, index: int, count: int) -> int:
+        """How many of `count` messages from `index` on fit into the consumer's bytes and frames."""
+        consumer, ends = member.consumer, held.batch.ends
+        start = ends[index - 1] if index else 0
+        room = consumer.prefetch_bytes - consumer.in_flight_bytes
+        largest = consumer.message_bytes_max()
+        if ends[index + count - 1] - start > room:
+            fitting = bisect_right(ends, start + room, index, index + count) - index
+            # One larger message goes alone.
+            count = fitting if fitting or consumer.in_flight else 1
+        if count and ends[index + count - 1] - start > largest:
+            for number in range(count):
+                if held.batch.size(index + number, index + number) > largest:
+                    return number
+        return count
+
+    def _lease(self, member: Member, held: Held, ready: Ready, failures: int, losses: int, now: Now) -> Delivery:
+        """Hand out `ready`, all of it in `held`, and start the clocks."""
+        state, queue, consumer = self._state, member.queue, member.consumer
+        count = ready.last - ready.first + 1
+        index = ready.first - held.first
+        span = Span(state.fences.take(count), ready.first, count)
+        state.record(Leased(queue.id, consumer.session_id, consumer.consumer_id, span, now.unix_ms))
+        lease = state.leases.find(span.first_fence)
+        assert lease is not None
+        lease.consumer, lease.member = consumer, member
+        lease.ends, lease.base = held.batch.ends, index
+        held.pinned = False
+        consumer.took(member, lease, size=held.batch.size(index, index + count - 1))
+        if not consumer.counts_start():
+            lease.start(lease.live, now.steady_ms + queue.settings.visibility_timeout_ms)
+            state.timers.remind(lease, now.steady_ms + queue.settings.visibility_timeout_ms)
+        counters = queue.counters
+        counters.delivered += count
+        if ready.reason is not RedeliveryReason.UNSPECIFIED:
+            counters.redelivered[ready.reason.name] = counters.redelivered.get(ready.reason.name, 0) + count
+        return Delivery(
+            subscription=member.index, first_fence=span.first_fence, first_offset=ready.first, count=count,
+            attempt=1 + failures, losses=losses, reason=ready.reason, published_unix_ms=held.published_unix_ms,
+            dead_letter=held.dead_letter, wire=held.batch.part(index, index + count - 1),
+        )  # fmt: skip
+
+    def _serve_aside(self, queue: Queue, now: Now) -> None:
+        """Messages that were too large for whoever was in turn go to somebody whose frames can hold them."""
+        for offset, (size, reason) in sorted(queue.aside.items()):
+            held = queue.window.find(offset)
+            able = [m for m in queue.members.values() if m.offered and m.consumer.message_bytes_max() >= size]
+            if not able:
+                continue
+            del queue.aside[offset]
+            queue.ready.add_returned(offset, offset, reason)
+            if held is not None:
+                self._deliver(min(able, key=lambda member: member.load), 1, now)

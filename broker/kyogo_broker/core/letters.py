@@ -1,0 +1,86 @@
+"""The end of messages that cannot be handled: a letter in the dead-letter queue, with its history.
+
+The letter is a new message, stored in the same record in which its origin is finished. If the message is not in
+memory it is read back first; until then its delivery is over for its consumer, but not yet accounted for.
+"""
+
+from kyogo_broker.core.leases import Lease
+from kyogo_broker.core.queue import Dying, Queue, Trouble
+from kyogo_broker.core.reading import Reading
+from kyogo_broker.core.state import State
+from kyogo_broker.model.effects import Notice, SettleDone, SettleResult
+from kyogo_broker.model.facts import DeadLettered, Published, QueueCreated
+from kyogo_broker.model.message import Batch, DeadLetterInfo, FenceRange
+from kyogo_broker.model.now import Now
+from kyogo_broker.model.settings import DLQ_SUFFIX, QueueSettings
+from kyogo_broker.model.states import SettleStatus
+
+ERROR_LENGTH_MAX = 2_000
+"""Characters of an error's text that travel with its letter."""
+
+
+class Letters:
+    """Writes dead letters."""
+
+    def __init__(self, state: State, reading: Reading) -> None:
+        self._state = state
+        self._reading = reading
+
+    def write(self, queue: Queue, dying: Dying, now: Now) -> bool:
+        """End a delivery in a dead letter; False: its message is read back first, `loaded` goes on with it."""
+        offset = dying.span.first_offset
+        keeps = queue.settings.dead_letter_queue != ""
+        held = queue.window.find(offset) if keeps else None
+        if keeps and held is None:
+            queue.dying[offset] = dying
+            self._reading.want_dying(queue)
+            return False
+        lease = self._state.leases.find(dying.span.first_fence)
+        assert lease is not None, "a dying delivery keeps its lease"
+        info = self._info(queue, dying, lease, now)
+        if held is not None:
+            home = self._home(queue, now)
+            index = offset - held.first
+            wire = bytes(held.batch.part(index, index))
+            batch = Batch(wire, range(len(wire), len(wire) + 1))
+            self._state.record(Published(home.id, home.next_offset, batch, now.unix_ms, dead_letter=info))
+        self._state.record(DeadLettered(queue.id, dying.span, dying.outcome, dying.reason))
+        self._state.emit(Notice("dead_letter", {"queue": queue.name, "offset": offset, "reason": dying.reason}))
+        return True
+
+    def loaded(self, queue: Queue, now: Now) -> None:
+        """Messages were read back: write the letters that waited for them."""
+        for offset, dying in list(queue.dying.items()):
+            if queue.window.find(offset) is None:
+                continue
+            del queue.dying[offset]
+            self.write(queue, dying, now)
+            if dying.port is not None:
+                fence = dying.span.first_fence
+                result = SettleResult(FenceRange(fence, fence), SettleStatus.OK)
+                self._state.emit(SettleDone(dying.port, (result,)))
+
+    def _home(self, queue: Queue, now: Now) -> Queue:
+        """The queue for the letters of `queue`, made at the first one."""
+        name = queue.settings.dead_letter_queue or queue.name + DLQ_SUFFIX
+        home = self._state.names.get(name)
+        if home is None:
+            settings = QueueSettings(max_attempts=0, max_losses=0) if name.endswith(DLQ_SUFFIX) else QueueSettings()
+            self._state.record(QueueCreated(self._state.next_queue_id, name, settings, now.unix_ms))
+            self._state.emit(Notice("queue_created", {"queue": name, "by": "dead letter"}))
+            home = self._state.names[name]
+        return home
+
+    def _info(self, queue: Queue, dying: Dying, lease: Lease, now: Now) -> DeadLetterInfo:
+        trouble = queue.troubles.get(dying.span.first_offset, Trouble())
+        error = dying.error[:ERROR_LENGTH_MAX]
+        return DeadLetterInfo(
+            queue=queue.name, offset=dying.span.first_offset, reason=dying.reason,
+            attempts=trouble.failures + dying.failed, losses=trouble.losses + dying.lost,
+            first_error=trouble.first_error or error, last_error=error or trouble.last_error,
+            error_type=dying.error_type or trouble.error_type, last_consumer_id=lease.consumer_id,
+            first_delivered_unix_ms=trouble.first_delivered_unix_ms or lease.leased_unix_ms,
+            dead_lettered_unix_ms=now.unix_ms,
+        )  # fmt: skip
+
+

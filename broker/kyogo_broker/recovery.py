@@ -1,0 +1,79 @@
+"""From a journal to a shard: the newest checkpoint, then every record behind it."""
+
+from dataclasses import dataclass
+
+from pydantic import TypeAdapter
+
+from kyogo_broker.clock import Clock
+from kyogo_broker.core.limits import ShardConfig
+from kyogo_broker.core.shard import Shard
+from kyogo_broker.journal.base import Journal, Section
+from kyogo_broker.journal.codec import decode, encode
+from kyogo_broker.journal.columns import decode_section, encode_section
+from kyogo_broker.model.settings import QueueSettings
+
+SHARD_SECTION = 0
+"""The queue id of the section that belongs to no queue."""
+
+_settings = TypeAdapter(QueueSettings)
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """What a start found."""
+
+    new: bool
+    """There was nothing."""
+    messages: int
+    """That are not finished."""
+    records: int
+    """Replayed behind the checkpoint."""
+    seconds: float
+
+
+def recover(journal: Journal, config: ShardConfig, *, seed: int, clock: Clock) -> tuple[Shard, Recovery]:
+    """Open a journal and rebuild its shard; the record that begins the new epoch is durable on return.
+
+    Raises:
+        BrokerStopError: the journal is in use, damaged, or of a newer version.
+    """
+    began = clock.seconds()
+    recovered = journal.open()
+    shard = Shard(config, seed=seed, stretch=journal.stretch)
+    after = restore(shard, recovered.sections)
+    records = 0
+    for record in journal.replay(after):
+        shard.replay(record.sequence, record.position, decode(record.payload))
+        records += 1
+    now = clock.now()
+    shard.begin(position=journal.position, now=now)
+    step = shard.open(recovered.epoch, now)
+    journal.append(journal.sequence, encode(step.facts)).result()
+    return shard, Recovery(recovered.new, shard.messages(), records, clock.seconds() - began)
+
+
+def restore(shard: Shard, sections: tuple[Section, ...]) -> int:
+    """Take in a checkpoint; returns the sequence behind which the journal is to be replayed."""
+    for section in sorted(sections, key=lambda section: section.queue_id):
+        state = decode_section(section.state)
+        if section.queue_id == SHARD_SECTION:
+            shard.restore_shard(section.sequence, state)
+        else:
+            settings = _settings.validate_python(state.pop("settings"))
+            shard.restore_queue(section.queue_id, section.sequence, state, settings)
+    return min((section.sequence for section in sections), default=0)
+
+
+def shard_section(shard: Shard, sequence: int) -> Section:
+    """The shard's own section, as of the record `sequence`."""
+    return Section(SHARD_SECTION, sequence, encode_section(shard.snapshot_shard()))
+
+
+def queue_section(shard: Shard, queue_id: int, sequence: int) -> Section | None:
+    """A queue's section, as of the record `sequence`; None if it was deleted."""
+    found = shard.snapshot_queue(queue_id)
+    if found is None:
+        return None
+    state, settings = found
+    state["settings"] = _settings.dump_python(settings, mode="json")
+    return Section(queue_id, sequence, encode_section(state))
