@@ -61,14 +61,14 @@ class Checkpointing:
 
     def finish(self) -> None:
         """Take a whole checkpoint now, and wait for it: before the broker stops."""
-        if self._commit is not None:
-            self._commit.result()
-            self._commit = None
-        if not self._facts and self._writer is None:
-            return
-        if self._writer is None:
+        self._wait()
+        if self._writer is None and self._facts:
             self._begin()
-        self._write(float("inf"))
+        if self._writer is not None:
+            self._write(float("inf"))
+        self._wait()
+
+    def _wait(self) -> None:
         if self._commit is not None:
             self._commit.result()
             self._commit = None

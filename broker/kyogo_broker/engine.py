@@ -171,7 +171,7 @@ class Engine:
 
     def shard_stats(self) -> ShardStats:
         """Queues and consumers as of the last turn."""
-        return self._shard.stats(self._clock.now())
+        return self._shard.stats()
 
     def stats(self) -> EngineStats:
         """The loop's own figures."""
@@ -223,7 +223,7 @@ class Engine:
         facts += step.facts
         effects += step.effects
         await self._append(facts, now)
-        for command, owner, size in taken:
+        for _, owner, size in taken:
             if owner is not None:
                 owner.commands -= 1
                 owner.bytes -= size

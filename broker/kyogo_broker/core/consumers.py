@@ -1,6 +1,6 @@
 """Consumers: their states, what they hold, and how much more they may hold.
 
-    event \\ state  IDLE        PROCESSING  SUSPECT     FAILED    DRAINING    STOPPED
+    event / state  IDLE        PROCESSING  SUSPECT     FAILED    DRAINING    STOPPED
     LEASED         PROCESSING  PROCESSING  -           -         -           -
     EMPTIED        IDLE        IDLE        SUSPECT     FAILED    DRAINING    STOPPED
     HEARD          IDLE        PROCESSING  PROCESSING  PROCESSING DRAINING   STOPPED

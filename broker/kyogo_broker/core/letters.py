@@ -82,5 +82,3 @@ class Letters:
             first_delivered_unix_ms=trouble.first_delivered_unix_ms or lease.leased_unix_ms,
             dead_lettered_unix_ms=now.unix_ms,
         )  # fmt: skip
-
-

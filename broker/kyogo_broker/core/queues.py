@@ -87,6 +87,7 @@ class Queues:
             self._not_found(command.port, command.tag, command.queue)
             return
         text = f"queue '{queue.name}' was deleted; attach again without it"
+        gone = Refusal(ErrorCode.QUEUE_NOT_FOUND, text, metadata={"queue": queue.name})
         for member in list(queue.members.values()):
             consumer = member.consumer
             ranges = [
@@ -96,7 +97,7 @@ class Queues:
             ]  # fmt: skip
             if ranges and consumer.capabilities:
                 state.emit(Revoke(consumer.port, tuple(ranges), RevokeMode.LOST, RevokeReason.PURGED))
-            state.emit(PartRefused(consumer.port, Refusal(ErrorCode.QUEUE_NOT_FOUND, text, metadata={"queue": queue.name})))
+            state.emit(PartRefused(consumer.port, gone))
         count = queue.accepted - sum(queue.finished_by.values())
         state.record(QueueDeleted(queue.id))
         for member in list(queue.members.values()):

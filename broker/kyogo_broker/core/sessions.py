@@ -108,7 +108,7 @@ class Sessions:
             self._suspect(consumer)
         self._remind(consumer, now)
 
-    def detach(self, port: int, now: Now) -> None:
+    def detach(self, port: int) -> None:
         """A polite leave: everything goes back uncharged."""
         consumer = self._state.consumers[port]
         returned = self._settling.give_back(consumer, RedeliveryReason.DETACH, begun=True)
@@ -204,9 +204,7 @@ class Sessions:
         state, config = self._state, self._state.config
         asked = command.heartbeat_interval_ms or config.heartbeat_interval_ms
         interval = min(max(asked, config.heartbeat_interval_ms_min), config.heartbeat_interval_ms_max)
-        consumer = Consumer(
-            command, interval_ms=interval, heard_ms=state.patience_ms, attached_unix_ms=now.unix_ms
-        )
+        consumer = Consumer(command, interval_ms=interval, heard_ms=state.patience_ms, attached_unix_ms=now.unix_ms)
         consumer.prefetch_messages = min(consumer.prefetch_messages, config.prefetch_messages_max)
         consumer.prefetch_bytes = min(consumer.prefetch_bytes, config.prefetch_bytes_max)
         consumer.capabilities = command.capabilities & CAPABILITIES
@@ -256,5 +254,3 @@ class Sessions:
 
     def _notice(self, event: str, consumer: Consumer, **fields: str | int) -> None:
         self._state.emit(Notice(event, {"consumer": consumer.consumer_id, **fields}))
-
-

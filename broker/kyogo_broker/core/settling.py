@@ -39,6 +39,23 @@ class Piece(NamedTuple):
     """Set when it is the asker's own and live."""
 
 
+class Failure(NamedTuple):
+    """How one delivery failed."""
+
+    reason: RedeliveryReason
+    error_type: str
+    error: str
+    outcome: Outcome | None = None
+    """What the consumer said; None: it said nothing."""
+    port: int | None = None
+    """Who is answered."""
+    delay_ms: int | None = None
+    """Instead of the queue's backoff."""
+
+
+EXPIRED = Failure(RedeliveryReason.VISIBILITY_TIMEOUT, "VisibilityTimeout", "not settled within its visibility timeout")
+
+
 class Settling:
     """Ends deliveries, of all queues."""
 
@@ -96,16 +113,13 @@ class Settling:
 
     def expire(self, lease: Lease, now: Now) -> None:
         """A lease asked to be looked at: what is beyond its visibility timeout failed."""
-        queue, consumer = lease.queue, lease.consumer
+        consumer = lease.consumer
         mask = lease.expired(now.steady_ms) & ~self._dying_bits(lease)
         expired = list(lease.spans(mask))
         for span in expired:
             for number in range(span.count):
                 single = Span(span.first_fence + number, span.first_offset + number, 1)
-                self._fail(
-                    queue, lease, single, None, now, reason=RedeliveryReason.VISIBILITY_TIMEOUT,
-                    error_type="VisibilityTimeout", error="not settled within its visibility timeout",
-                )  # fmt: skip
+                self._fail(lease, single, EXPIRED, now)
         if expired and consumer is not None and consumer.counts_start():
             ranges = tuple(FenceRange(s.first_fence, s.first_fence + s.count - 1) for s in expired)
             self._state.emit(Revoke(consumer.port, ranges, RevokeMode.LOST, RevokeReason.VISIBILITY_TIMEOUT))
@@ -167,9 +181,7 @@ class Settling:
         for bit, length in runs_of(fresh):
             yield Span(span.first_fence + bit, span.first_offset + bit, length)
 
-    def _settle(
-        self, consumer: Consumer, piece: Piece, settlement: Settlement, now: Now
-    ) -> list[SettleResult]:
+    def _settle(self, consumer: Consumer, piece: Piece, settlement: Settlement, now: Now) -> list[SettleResult]:
         """One piece of a settlement without publishes; empty when its answer comes later."""
         lease = piece.lease
         if lease is None:
@@ -199,35 +211,36 @@ class Settling:
                 settlement.reason, failed=True, lost=False,
             )  # fmt: skip
             return self._letters.write(queue, dying, now)
-        return self._fail(
-            queue, lease, span, settlement.outcome, now, reason=RedeliveryReason.RETRY, port=consumer.port,
-            error_type=settlement.error_type, error=settlement.reason, delay_ms=settlement.delay_ms,
+        failure = Failure(
+            RedeliveryReason.RETRY, settlement.error_type, settlement.reason, settlement.outcome, consumer.port,
+            settlement.delay_ms,
         )  # fmt: skip
+        return self._fail(lease, span, failure, now)
 
-    def _fail(
-        self, queue: Queue, lease: Lease, span: Span, outcome: Outcome | None, now: Now, *, reason: RedeliveryReason,
-        error_type: str, error: str, port: int | None = None, delay_ms: int | None = None,
-    ) -> bool:  # fmt: skip
+    def _fail(self, lease: Lease, span: Span, failure: Failure, now: Now) -> bool:
         """Charge one failure: again after backoff, or the end. False: done once its message is read back."""
+        queue = lease.queue
         settings = queue.settings
         trouble = queue.troubles.get(span.first_offset)
         failures = (trouble.failures if trouble else 0) + 1
         if not queue.is_dead_letter_queue:
-            hopeless = bool(error_type) and error_type in settings.retry.non_retryable
+            hopeless = bool(failure.error_type) and failure.error_type in settings.retry.non_retryable
             if hopeless or (settings.max_attempts and failures >= settings.max_attempts):
-                end = "non_retryable" if hopeless else "max_attempts"
-                dying = Dying(span, port, outcome, end, error_type, error, failed=True, lost=False)
+                dying = Dying(
+                    span, failure.port, failure.outcome, "non_retryable" if hopeless else "max_attempts",
+                    failure.error_type, failure.error, failed=True, lost=False,
+                )  # fmt: skip
                 return self._letters.write(queue, dying, now)
-        delay = self._backoff(queue, failures) if delay_ms is None else delay_ms
+        delay = self._backoff(queue, failures) if failure.delay_ms is None else failure.delay_ms
         due = now.steady_ms + delay if delay else 0
-        self._state.record(Retried(queue.id, reason, span, lease.consumer_id, due, error_type, error))
+        self._state.record(
+            Retried(queue.id, failure.reason, span, lease.consumer_id, due, failure.error_type, failure.error)
+        )
         return True
 
     def _unit(self, consumer: Consumer, settlement: Settlement, now: Now) -> list[SettleResult]:
         """A settlement with publishes: everything or nothing, in one record."""
-        pieces = [
-            piece for fences in settlement.ranges for piece in self._pieces(consumer, fences, settlement.outcome)
-        ]
+        pieces = [piece for fences in settlement.ranges for piece in self._pieces(consumer, fences, settlement.outcome)]
         answers = [SettleResult(FenceRange(piece.first, piece.last), piece.status) for piece in pieces]
         if all(piece.lease is None and piece.status is SettleStatus.OK for piece in pieces):
             return answers
@@ -235,7 +248,7 @@ class Settling:
         if _overlap(settlement.ranges):
             refusal = Refusal(ErrorCode.FRAME_INVALID, "a fence stands twice in one settlement; name each once")
         elif any(piece.lease is None for piece in pieces):
-            text = "another delivery of this settlement is not valid, so nothing of it was done; settle again without it"
+            text = "another delivery of this settlement is not valid, so nothing was done; settle again without it"
             refusal = Refusal(ErrorCode.FRAME_INVALID, text)
         elif settlement.outcome is not Outcome.ACK:
             text = f"publishes ride with ACK only, not with {settlement.outcome.name}; publish them on their own"
@@ -345,5 +358,3 @@ def _joined(results: list[SettleResult]) -> list[SettleResult]:
         else:
             joined.append(result)
     return joined
-
-

@@ -88,11 +88,11 @@ class Shard:
             Publish: self._publishing.publish,
             Attach: sessions.attach,
             SetPrefetch: lambda c, _: self._of_consumer(c.port, lambda: sessions.set_prefetch(c)),
-            Heartbeat: lambda c, _: None,
+            Heartbeat: lambda *_: None,
             Started: lambda c, now: self._of_consumer(c.port, lambda: settling.started(c, now)),
             Settle: lambda c, now: self._of_consumer(c.port, lambda: settling.settle(c, now)),
             Extend: lambda c, now: self._of_consumer(c.port, lambda: settling.extend(c, now)),
-            Detach: lambda c, now: self._of_consumer(c.port, lambda: sessions.detach(c.port, now)),
+            Detach: lambda c, _: self._of_consumer(c.port, lambda: sessions.detach(c.port)),
             StreamEnded: lambda c, now: sessions.lost(c.port, now),
             CreateQueue: queues.create,
             UpdateQueue: lambda c, _: queues.update(c),
@@ -184,7 +184,7 @@ class Shard:
 
     # What people see.
 
-    def stats(self, now: Now) -> ShardStats:
+    def stats(self) -> ShardStats:
         """A frozen picture of queues and consumers."""
         state = self._state
         return ShardStats(

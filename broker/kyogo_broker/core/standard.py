@@ -6,6 +6,7 @@ ranges in a heap, each with the reason for its next delivery. Nothing is kept fo
 
 from array import array
 from collections import deque
+from collections.abc import Iterator
 from heapq import heapify, heappop, heappush, heapreplace
 from typing import NamedTuple
 
@@ -125,34 +126,30 @@ class StandardReady:
     def _take_inner(self, first: int, last: int) -> RedeliveryReason:
         """Take from anywhere: what was passed over at the head, and what a restart replays in another order."""
         reason = RedeliveryReason.UNSPECIFIED
-        kept: list[Ready] = []
         wanted = last - first + 1
+        returned: list[Ready] = []
         for ready in self._returned:
-            if ready.last < first or ready.first > last:
-                kept.append(ready)
-                continue
-            reason = ready.reason
-            wanted -= min(last, ready.last) - max(first, ready.first) + 1
-            if ready.first < first:
-                kept.append(Ready(ready.first, first - 1, ready.reason))
-            if ready.last > last:
-                kept.append(Ready(last + 1, ready.last, ready.reason))
-        if wanted < last - first + 1:
-            heapify(kept)
-            self._returned = kept
+            rest = list(_without(ready.first, ready.last, first, last))
+            taken = ready.last - ready.first + 1 - sum(high - low + 1 for low, high in rest)
+            reason = ready.reason if taken else reason
+            wanted -= taken
+            returned += [Ready(low, high, ready.reason) for low, high in rest]
+        heapify(returned)
+        self._returned = returned
         if wanted:
-            fresh: deque[tuple[int, int]] = deque()
-            for low, high in self._fresh:
-                if high < first or low > last:
-                    fresh.append((low, high))
-                    continue
-                wanted -= min(last, high) - max(first, low) + 1
-                if low < first:
-                    fresh.append((low, first - 1))
-                if high > last:
-                    fresh.append((last + 1, high))
-            self._fresh = fresh
+            before = sum(high - low + 1 for low, high in self._fresh)
+            self._fresh = deque(part for low, high in self._fresh for part in _without(low, high, first, last))
+            wanted -= before - sum(high - low + 1 for low, high in self._fresh)
         assert wanted == 0, "took messages that were not ready"
         return reason
 
 
+def _without(low: int, high: int, first: int, last: int) -> Iterator[tuple[int, int]]:
+    """What is left of `low` to `high` when `first` to `last` is taken out."""
+    if high < first or low > last:
+        yield low, high
+        return
+    if low < first:
+        yield low, first - 1
+    if high > last:
+        yield last + 1, high
