@@ -43,6 +43,8 @@ class Recovered:
     """The newest whole checkpoint; empty if there is none."""
     new: bool
     """Nothing was there before."""
+    notes: tuple[str, ...] = ()
+    """What was found and put right, for the operator: a torn record cut off, an older checkpoint used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +52,11 @@ class JournalStats:
     """Figures for metrics and for people."""
 
     bytes_on_disk: int
+    """Of segments, those that lie ready included."""
     segments: int
+    """With records in them."""
     free_bytes: int
     """Of the file system; 0 where there is none."""
-    copied_forward_bytes: int
 
 
 class CheckpointWriter(Protocol):

@@ -207,10 +207,10 @@ class PauseQueue:
 
 @dataclass(frozen=True, slots=True)
 class LoadedBatch:
-    """Messages read back: those of `offsets` that were asked for, still in the form they came in."""
+    """Consecutive messages read back, still in the form they came in."""
 
-    offsets: tuple[int, ...] | range
-    """One for each message of `batch`, increasing."""
+    offsets: range
+    """One for each message of `batch`."""
     batch: Batch
     published_unix_ms: int
     dead_letter: DeadLetterInfo | None = None

@@ -14,6 +14,7 @@ QUEUE_NAME = re.compile(r"[A-Za-z0-9._-]{1,116}")
 DLQ_SUFFIX = ".dlq"
 DURATION_MS_MAX = 365 * 24 * 3600 * 1000
 """A year: longer waits are a scheduler's work."""
+MULTIPLIER_MAX = 100.0
 DLQ_RETENTION_MS = 30 * 24 * 3600 * 1000
 DLQ_BYTES_MAX = 1 << 30
 
@@ -75,7 +76,7 @@ class RetrySettings:
                 ErrorCode.SETTINGS_INVALID,
                 f"retry needs 1 <= initial_ms ({self.initial_ms}) <= max_ms ({self.max_ms}) <= {DURATION_MS_MAX}",
             )
-        if not 1.0 <= self.multiplier <= 100.0:
+        if not 1.0 <= self.multiplier <= MULTIPLIER_MAX:
             raise refuse(ErrorCode.SETTINGS_INVALID, "retry.multiplier must lie between 1 and 100")
         if self.backoff is Backoff.LIST and not self.delays_ms:
             raise refuse(ErrorCode.SETTINGS_INVALID, "retry.backoff LIST needs at least one entry in delays_ms")

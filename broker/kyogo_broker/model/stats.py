@@ -28,9 +28,9 @@ class QueueStats:
     delivered: int
     """Since this broker started, repeated deliveries included."""
     settled: Mapping[str, int]
-    """By outcome (`ack`, `retry`, ...: the name in small letters), since this broker started."""
+    """By outcome (`ACK`, `RETRY`, ...), since this broker started."""
     redelivered: Mapping[str, int]
-    """By `RedeliveryReason` (`stream_loss`, ...: the name in small letters), since this broker started."""
+    """By `RedeliveryReason` (`STREAM_LOSS`, ...), since this broker started."""
     consumers: int
     oldest_ready_offset: int
     """0: nothing is ready."""

@@ -1,1 +1,1 @@
-"""ops"""
+"""What operators see: logs, metrics, the HTTP port, the process. Reads snapshots, changes nothing."""

@@ -1,1 +1,1 @@
-"""server"""
+"""The gRPC edge: streams and calls become commands, effects become frames and statuses."""

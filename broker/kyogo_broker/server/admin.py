@@ -1,0 +1,151 @@
+"""The control plane: queues, consumers, figures."""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
+
+from kyogo_broker.engine import Engine
+from kyogo_broker.model.commands import Command, CreateQueue, DeleteQueue, PauseQueue, PurgeQueue, UpdateQueue
+from kyogo_broker.model.effects import AdminDone
+from kyogo_broker.model.errors import ErrorCode, refuse
+from kyogo_broker.model.stats import ConsumerStats, QueueStats
+from kyogo_broker.server.calls import Calls
+from kyogo_broker.server.handlers import Call, Watch
+from kyogo_broker.server.status import Context
+from kyogo_broker.server.wire import admin as wire
+
+_T = TypeVar("_T", QueueStats, ConsumerStats)
+
+
+class Admin:
+    """Answers `AdminService`; reads go by the figures of the last turn, changes through the shard."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        calls: Calls,
+        figures: Callable[[], wire.BrokerFigures],
+        peers: Callable[[], Mapping[int, str]],
+    ) -> None:
+        """Answers for one broker.
+
+        Args:
+            engine: of the broker.
+            calls: its port.
+            figures: the broker's own, now.
+            peers: the network address of each port with a stream.
+        """
+        self._engine = engine
+        self._calls = calls
+        self._figures = figures
+        self._peers = peers
+        self._updating = asyncio.Lock()
+        """An update reads settings, changes some and writes them all: one at a time."""
+
+    def calls(self) -> Mapping[str, Call]:
+        """The unary rpcs that are built, by name."""
+        return {
+            "CreateQueue": self.create_queue,
+            "GetQueue": self.get_queue,
+            "ListQueues": self.list_queues,
+            "UpdateQueue": self.update_queue,
+            "DeleteQueue": self.delete_queue,
+            "PurgeQueue": self.purge_queue,
+            "PauseQueue": lambda raw: self._pause("PauseQueue", raw, paused=True),
+            "UnpauseQueue": lambda raw: self._pause("UnpauseQueue", raw, paused=False),
+            "ListConsumers": self.list_consumers,
+            "GetStats": self.get_stats,
+        }
+
+    def watches(self) -> Mapping[str, Watch]:
+        """The rpcs with many answers that are built, by name."""
+        return {"WatchStats": self.watch_stats}
+
+    async def create_queue(self, raw: bytes) -> bytes:
+        """Make a queue."""
+        queue, settings = wire.decode_create(raw)
+        await self._ask(lambda port, tag: CreateQueue(port, tag, queue, settings), len(raw))
+        return wire.encode_queue("CreateQueue", self._queue(queue))
+
+    async def get_queue(self, raw: bytes) -> bytes:
+        """Show one queue."""
+        return wire.encode_queue("GetQueue", self._queue(wire.decode_queue("GetQueue", raw)))
+
+    async def list_queues(self, raw: bytes) -> bytes:
+        """Show queues by name, a page at a time."""
+        prefix, labels, page = wire.decode_list_queues(raw)
+        wanted = set(labels.items())
+        found = [
+            queue
+            for queue in self._engine.shard_stats().queues
+            if queue.name.startswith(prefix) and wanted <= set(queue.settings.labels)
+        ]
+        return wire.encode_queues(*_page_of(found, page, lambda queue: queue.name))
+
+    async def update_queue(self, raw: bytes) -> bytes:
+        """Change some settings of a queue."""
+        queue, change = wire.decode_update(raw)
+        async with self._updating:
+            settings = change(self._queue(queue).settings)
+            await self._ask(lambda port, tag: UpdateQueue(port, tag, queue, settings), len(raw))
+        return wire.encode_queue("UpdateQueue", self._queue(queue))
+
+    async def delete_queue(self, raw: bytes) -> bytes:
+        """Remove a queue and all its messages."""
+        queue = wire.decode_confirmed("DeleteQueue", raw)
+        done = await self._ask(lambda port, tag: DeleteQueue(port, tag, queue), len(raw))
+        return wire.encode_deleted(done.count)
+
+    async def purge_queue(self, raw: bytes) -> bytes:
+        """Finish the messages of a queue."""
+        queue = wire.decode_confirmed("PurgeQueue", raw)
+        done = await self._ask(lambda port, tag: PurgeQueue(port, tag, queue), len(raw))
+        return wire.encode_purged(done.count)
+
+    async def list_consumers(self, raw: bytes) -> bytes:
+        """Show consumers by id, a page at a time."""
+        queue, page = wire.decode_list_consumers(raw)
+        if queue:
+            self._queue(queue)
+        consumers = self._engine.shard_stats().consumers
+        found = [consumer for consumer in consumers if not queue or queue in consumer.queues]
+        listed, token = _page_of(found, page, lambda consumer: consumer.consumer_id)
+        peers = self._peers()
+        return wire.encode_consumers([(each, peers.get(each.port, "")) for each in listed], token)
+
+    async def get_stats(self, raw: bytes) -> bytes:
+        """Show the figures of the broker and its queues."""
+        return self._stats(wire.decode_stats(raw))
+
+    async def watch_stats(self, raw: bytes, context: Context) -> None:
+        """Show the figures again and again, until the client ends the call."""
+        queue, interval_ms = wire.decode_watch_stats(raw)
+        while True:
+            await context.write(self._stats(queue))
+            await asyncio.sleep(interval_ms / 1000)
+
+    async def _pause(self, rpc: str, raw: bytes, *, paused: bool) -> bytes:
+        queue = wire.decode_queue(rpc, raw)
+        await self._ask(lambda port, tag: PauseQueue(port, tag, queue, paused), len(raw))
+        return wire.encode_queue(rpc, self._queue(queue))
+
+    async def _ask(self, command: Callable[[int, int], Command], size: int) -> AdminDone:
+        return await self._calls.ask(AdminDone, command, size=size)
+
+    def _stats(self, queue: str) -> bytes:
+        shard = self._engine.shard_stats()
+        queues = [self._queue(queue)] if queue else sorted(shard.queues, key=lambda each: each.name)
+        return wire.encode_stats(self._figures(), shard, queues)
+
+    def _queue(self, name: str) -> QueueStats:
+        for queue in self._engine.shard_stats().queues:
+            if queue.name == name:
+                return queue
+        raise refuse(ErrorCode.QUEUE_NOT_FOUND, f"there is no queue '{name}': create it with CreateQueue", queue=name)
+
+
+def _page_of(items: Sequence[_T], page: wire.Page, name: Callable[[_T], str]) -> tuple[list[_T], str]:
+    """The items of a page, and the token of the next one; a token is the last name shown."""
+    rest = sorted((item for item in items if name(item) > page.after), key=name)
+    shown = rest[: page.size]
+    return shown, name(shown[-1]) if len(rest) > len(shown) else ""

@@ -1,0 +1,77 @@
+"""What the edge accepts: sizes and counts, each with the reason for its value.
+
+Operators change the fields of `Limits`; the constants are the contract's, or guard one frame against eating
+the loop.
+"""
+
+from dataclasses import dataclass
+
+from kyogo_broker.model.errors import ErrorCode, refuse
+
+MAX_RECEIVE_BYTES = 8 << 20
+"""What gRPC hands to us at all. Twice a request, so that one a little too large gets an answer that names the
+limit; above it gRPC ends the stream by itself."""
+MAX_MESSAGES_PER_REQUEST = 16_384
+"""Sixty-four times a good batch; a request of 4 MiB could otherwise hold two million empty messages, each an
+object while it is checked."""
+MAX_RANGES_PER_FRAME = 16_384
+"""Every second fence of three full prefetches; a frame of 4 MiB could hold two million."""
+MAX_FENCES_PER_FRAME = 1 << 18
+"""All ranges of a frame together: each fence is answered, so a range must not be endless."""
+MAX_SETTLEMENTS_PER_FRAME = 4_096
+MAX_PUBLISHES_PER_SETTLEMENT = 256
+"""Its answer stands in one frame."""
+MAX_CAPABILITIES = 64
+MAX_LABELS = 32
+MAX_LABEL_BYTES = 256
+"""Each side of a pair."""
+MAX_ID_BYTES = 256
+"""Consumer ids, producer ids, tokens, client names."""
+MAX_REASON_BYTES = 4_096
+"""Kept with a message for as long as it lives; longer ones are cut."""
+MAX_ERROR_TYPE_BYTES = 256
+MAX_RESUME_WINDOW_MS = 3600 * 1000
+MIN_FRAME_BYTES = 64 << 10
+"""Of `max_frame_bytes`: the largest single answer (a settlement with all its publishes) fits into it."""
+DEFAULT_FRAME_BYTES = (4 << 20) - (64 << 10)
+"""Under the 4 MiB at which a gRPC client with default options ends the stream."""
+MAX_FRAME_BYTES = 64 << 20
+FILL_FRAME_BYTES = 1 << 20
+"""Frames are filled up to here: large enough that a frame's cost vanishes, small enough to share a stream."""
+DEFAULT_PREFETCH_MESSAGES = 16
+DEFAULT_PREFETCH_BYTES = 4 << 20
+WIRE_INTEGER_LIMIT = 1 << 53
+"""Offsets, fences and request ids stay below it, so that they survive a double."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What this broker accepts and grants."""
+
+    max_message_bytes: int = 3 << 20
+    """One encoded message. A frame of it fits under every client's default limit."""
+    max_request_bytes: int = 4 << 20
+    """One encoded request or consumer's frame."""
+    max_prefetch_messages: int = 10_000
+    max_prefetch_bytes: int = 64 << 20
+    max_streams: int = 10_000
+    """Consume and PublishStream together: 26 KB of memory each, and a heartbeat a second."""
+    max_streams_per_client: int = 2_000
+    """On one connection, so that no client takes all of them."""
+    max_calls: int = 4_096
+    """Unary calls under way."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work, naming the field and its bounds."""
+        _within("max_message_bytes", self.max_message_bytes, 1024, 3 << 20)
+        _within("max_request_bytes", self.max_request_bytes, self.max_message_bytes + 1024, 6 << 20)
+        _within("max_prefetch_messages", self.max_prefetch_messages, 1, 65_536)
+        _within("max_prefetch_bytes", self.max_prefetch_bytes, 4 << 20, 1 << 30)
+        _within("max_streams", self.max_streams, 1, 100_000)
+        _within("max_streams_per_client", self.max_streams_per_client, 1, 100_000)
+        _within("max_calls", self.max_calls, 1, 100_000)
+
+
+def _within(name: str, value: int, low: int, high: int) -> None:
+    if not low <= value <= high:
+        raise refuse(ErrorCode.SETTINGS_INVALID, f"{name} is {value}; it must lie between {low} and {high}")
