@@ -1,7 +1,6 @@
 """`python -m bench`: run the rows, print the table, write `bench/RESULTS.md`."""
 
 import datetime as dt
-import shlex
 import signal
 import sys
 from collections.abc import Collection
@@ -32,8 +31,10 @@ def main(
     rows: Annotated[str, typer.Option(help=f"which, separated by commas: {', '.join(ROWS)}")] = ",".join(ROWS),
     sides: Annotated[str, typer.Option(help="probe, broker, or both")] = "probe,broker",
     *,
-    quick: Annotated[bool, typer.Option(help="a tenth of the work; writes no file")] = False,
-    output: Annotated[Path | None, typer.Option(help="where the results go; bench/RESULTS.md")] = None,
+    quick: Annotated[bool, typer.Option(help="a tenth of the work")] = False,
+    output: Annotated[
+        Path | None, typer.Option(help="where the results go; a whole run: bench/RESULTS.md, else nowhere")
+    ] = None,
 ) -> None:
     """Measure the broker against a bare probe."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
@@ -57,8 +58,11 @@ def main(
     for name, value in machine.items():
         console.print(f"{name}: {value}", highlight=False)
     console.print(terminal_table(figures, quick=quick))
-    if output is not None or not quick:
-        (output or RESULTS).write_text(document(figures, machine, quick=quick), encoding="utf-8")
+    whole_run = not quick and len(chosen) == len(ROWS) and len(bench.sides) == 2
+    if output is not None or whole_run:
+        path = RESULTS if output is None else output
+        path.write_text(document(figures, machine, quick=quick), encoding="utf-8")
+        console.print(f"written to {path.name}")
 
 
 def check(text: str, known: Collection[str]) -> tuple[str, ...]:
@@ -71,7 +75,8 @@ def check(text: str, known: Collection[str]) -> tuple[str, ...]:
 
 def document(figures: list[Figure], machine: dict[str, str], *, quick: bool) -> str:
     """The results as Markdown."""
-    command = shlex.join(["python", "-m", "bench", *sys.argv[1:]])
+    rows = list(dict.fromkeys(figure.row for figure in figures))
+    command = "python -m bench" + (" --quick" if quick else "") + f" --rows {','.join(rows)}"
     facts = {"date": dt.datetime.now(dt.UTC).date().isoformat(), "command": f"`{command}`", **machine}
     lines = "\n".join(f"- {name}: {value}" for name, value in facts.items())
     return f"{HEAD}\n{lines}\n\n{markdown_table(figures, quick=quick)}"

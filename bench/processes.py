@@ -63,9 +63,8 @@ def spawn(command: list[str], stderr: IO[bytes], *, piped: bool) -> subprocess.P
 class Server:
     """The broker or the probe, on a data directory of its own that goes when it is closed."""
 
-    def __init__(self, kind: str, switches: tuple[str, ...] = ()) -> None:
+    def __init__(self, kind: str) -> None:
         self.kind = kind
-        self._switches = switches
         self._folder = Path(tempfile.mkdtemp(prefix=f"kyogo-bench-{kind}-"))
         (self._folder / "data").mkdir()
         self._stderr = (self._folder / "stderr").open("w+b")
@@ -98,7 +97,7 @@ class Server:
         else:
             command = ["kyogo_broker", "serve", "--http", "127.0.0.1:0", *common]
         began = time.monotonic()
-        self._process = spawn([*command, *self._switches], self._stderr, piped=False)
+        self._process = spawn(command, self._stderr, piped=False)
         while not ready.exists() or not ready.stat().st_size:
             if self._process.poll() is not None or time.monotonic() - began > START_S:
                 raise ChildError(f"the {self.kind} did not start:\n{tail(self._stderr)}")
@@ -145,7 +144,11 @@ class Load:
         self._timer = threading.Timer(WORK_S, self._process.kill)
         self._timer.daemon = True
         self._timer.start()
-        self._expect("ready")
+        try:
+            self._expect("ready")
+        except BaseException:
+            self.__exit__()
+            raise
 
     def __enter__(self) -> Self:
         return self

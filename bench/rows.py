@@ -107,7 +107,7 @@ class Bench:
             self._progress.remove_task(task)
 
     def interleave(self, row: str, run: Run, rounds: int) -> Samples:
-        """Run each side in turn, on servers of the row's own; fresh for it."""
+        """Run each side in turn, on servers that are fresh and the row's own."""
         samples: Samples = defaultdict(lambda: defaultdict(list))
         with ExitStack() as stack:
             servers = [stack.enter_context(Server(side)) for side in self.sides]

@@ -1,5 +1,6 @@
 """The command `broker`: serve, inspect, version. Everything else an operator does goes through `kyogo`."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -65,6 +66,8 @@ def version() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line; `broker --listen ...` means `broker serve --listen ...`."""
+    # The C core writes lines of its own format to the log; every error that matters comes back as an exception.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     given = sys.argv[1:] if arguments is None else arguments
     if not given or (given[0].startswith("-") and given[0] not in OWN_OPTIONS):
         given = ["serve", *given]

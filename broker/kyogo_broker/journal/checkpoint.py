@@ -68,7 +68,7 @@ def parse_checkpoint(data: bytes, *, key: int, number: int) -> tuple[Section, ..
         kind, said, queue_id, sequence, length = _entry.unpack_from(data, at)
         state = data[at + _entry.size : at + _entry.size + length]
         crc = google_crc32c.extend(google_crc32c.extend(crc, data[at + 8 : at + _entry.size]), state)
-        if crc != said or len(state) != length:
+        if crc != said or len(state) != length or kind not in {b"SECT", b"DONE"}:
             raise ValueError(f"the section at byte {at} is not whole")
         if kind == b"DONE" and queue_id == len(sections):
             return tuple(sections)

@@ -23,7 +23,7 @@ from pydantic import TypeAdapter
 
 from kyogo_broker.journal.base import Part
 from kyogo_broker.model.commands import Outcome
-from kyogo_broker.model.errors import BrokerStopError
+from kyogo_broker.model.errors import BrokerStopError, RefusedError
 from kyogo_broker.model.facts import (
     DeadLettered,
     Fact,
@@ -174,7 +174,7 @@ _INSPECT = "run `broker inspect DIR` on the data directory to see what is damage
 def _decode_one(kind: int, payload: memoryview, start: int, end: int) -> Fact:
     try:
         return _DECODERS[kind](payload, start, end)
-    except (struct.error, ValueError) as error:
+    except (struct.error, ValueError, RefusedError) as error:
         raise BrokerStopError(f"a fact of kind {kind} at byte {start} does not decode: {error}; {_INSPECT}") from error
 
 

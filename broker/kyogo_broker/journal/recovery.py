@@ -198,6 +198,8 @@ def _walk_to_end(files: Files, directory: Directory, meta: Meta, number: int) ->
         last = None
         for last in walk:  # noqa: B007 - the last one is wanted
             pass
+        if walk.strayed:
+            raise damage(directory, number, walk.end, walk.fault or "")
         sequence, epoch = (0, 0) if last is None else (last.head.sequence, last.head.epoch)
         return End(number, walk.end, walk.chain or 0, sequence, epoch), last
 

@@ -175,6 +175,8 @@ class Walk:
         """Of the last whole record."""
         self.fault: str | None = None
         """What is wrong with that which stands at `end`; None: nothing does."""
+        self.strayed = False
+        """Whether that is the head of a record which followed another one than the last: no crash does that."""
 
     def __iter__(self) -> Iterator[Found]:
         """The records; afterwards the attributes say why it stopped."""
@@ -186,8 +188,11 @@ class Walk:
                 data, base, at = self._read(self._chunk), self.end, 0
             raw = data[at : at + HEAD_BYTES]
             head = parse_head(raw, anchor)
-            if head is None or not self._follows(head):
+            if head is None:
                 self.fault = None if raw == _no_head else "the head of a record is not whole"
+                return
+            if not self._follows(head):
+                self.fault, self.strayed = f"record {head.sequence} does not follow the one before", True
                 return
             whole = HEAD_BYTES + head.length
             if at + whole > len(data):

@@ -52,9 +52,9 @@ def configure_logs(settings: LogSettings, stream: TextIO | None = None) -> bool:
     shared: list[structlog.typing.Processor] = [
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="%H:%M:%S" if people else "iso", utc=not people),
-        _one_line,
     ]
     if people:
+        shared.append(_one_line)
         renderer: structlog.typing.Processor = structlog.dev.ConsoleRenderer(colors=out.isatty())
     else:
         shared.append(structlog.processors.format_exc_info)
@@ -124,7 +124,7 @@ class NoticeLog:
 
 
 def _one_line(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:  # noqa: ANN401
-    """Escape what would break a line, or steer a terminal."""
+    """Escape what would break a line, or steer a terminal; JSON does so by itself."""
     for name, value in event.items():
         if isinstance(value, str) and not value.isprintable():
             event[name] = value.encode("unicode_escape").decode()

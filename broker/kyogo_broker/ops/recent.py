@@ -36,7 +36,7 @@ class RecentFigures:
     def last_minute(self, stats: EngineStats) -> Recent:
         """What happened between the oldest sample and now."""
         newest = stats.commit_seconds
-        oldest = self._commits[0] if self._commits else Histogram(counts=(0,) * len(newest.counts))
+        oldest = self._commits[0] if self._commits else Histogram(newest.bounds, (0,) * len(newest.counts))
         counts = tuple(new - old for new, old in zip(newest.counts, oldest.counts, strict=True))
         return Recent(
             commit_p50_ms=1000 * quantile(newest.bounds, counts, 0.5),

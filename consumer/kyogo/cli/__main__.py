@@ -1,0 +1,5 @@
+"""`python -m kyogo.cli`: the command line of this very interpreter; worker processes are started so."""
+
+from kyogo.cli.app import main
+
+main()
