@@ -26,7 +26,7 @@ from kyogo_broker.engine import Engine
 from kyogo_broker.journal.base import Journal
 from kyogo_broker.journal.memory import MemoryJournal
 from kyogo_broker.journal.segments import SegmentJournal, SegmentSettings
-from kyogo_broker.model.commands import Drain
+from kyogo_broker.model.commands import Drain, Heartbeat
 from kyogo_broker.model.errors import BrokerStopError
 from kyogo_broker.ops.logs import NoticeLog, configure_logs
 from kyogo_broker.ops.metrics import Snapshot
@@ -44,8 +44,10 @@ MIN_FREE_SHARE = 0.05
 EXIT_CANNOT_START = 1
 EXIT_STOPPED_ITSELF = 3
 """The broker could not go on safely; 2 is for wrong settings."""
-DRAIN_LOOK_SECONDS = 0.05
+DRAIN_LOOK_SECONDS = 0.02
 """How often a stop looks whether anything is still in flight."""
+NOBODY = 0
+"""No port has this number: a command of its own wakes the engine and does nothing."""
 CALLS_GRACE_SECONDS = 1.0
 """For calls under way, after the streams were ended."""
 
@@ -60,6 +62,9 @@ def serve(config: Config) -> int:
         app = App(config, people=people)
     except BrokerStopError as error:
         return _cannot_start(error, people=people)
+    except OSError as error:
+        said = BrokerStopError(f"cannot use {config.data}: {error.strerror}; name another directory with --data")
+        return _cannot_start(said, people=people)
     return asyncio.run(app.run())
 
 
@@ -157,10 +162,19 @@ class App:
         _log.info("broker_stopping", grace_seconds=grace, in_flight=self._in_flight())
         self._engine.submit_now(Drain(int(grace * 1000)))
         end = asyncio.get_running_loop().time() + grace
-        while self._in_flight() and asyncio.get_running_loop().time() < end:
-            await self._until(engine, self._stop_now, DRAIN_LOOK_SECONDS)
-            if engine.done() or self._stop_now.is_set():
+        empty_turn: int | None = None
+        while not (engine.done() or self._stop_now.is_set()) and asyncio.get_running_loop().time() < end:
+            turn = self._engine.stats().turns
+            if self._in_flight():
+                empty_turn = None
+            elif empty_turn is None:
+                # The last settlement may still be on its way to the disk: its answer is out when the next
+                # turn begins.
+                empty_turn = turn
+                self._engine.submit_now(Heartbeat(NOBODY))
+            elif turn > empty_turn:
                 return
+            await self._until(engine, self._stop_now, DRAIN_LOOK_SECONDS)
 
     @staticmethod
     async def _until(engine: asyncio.Task[None], event: asyncio.Event, seconds: float | None = None) -> None:

@@ -8,7 +8,7 @@ arrives meanwhile forms the next turn: that is the group commit, and it needs no
 import asyncio
 from bisect import bisect_left
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -66,6 +66,7 @@ class Engine:
         *,
         on_notice: Callable[[Notice], None] = lambda _: None,
         memory_high: Callable[[], bool] = lambda: False,
+        reader: Executor | None = None,
     ) -> None:
         """An engine that has not begun.
 
@@ -75,6 +76,7 @@ class Engine:
             clock: read once a turn.
             on_notice: gets what operators want to know.
             memory_high: whether the process is above its limit; asked twice a second at most.
+            reader: reads messages back, one load after the other; None: a thread of its own. Shut down with the engine.
         """
         self._shard = shard
         self._journal = journal
@@ -82,7 +84,7 @@ class Engine:
         self._on_notice = on_notice
         self._memory_high = memory_high
         self._checkpointing = Checkpointing(shard, journal, clock)
-        self._reader = ThreadPoolExecutor(1, "journal-read")
+        self._reader = ThreadPoolExecutor(1, "journal-read") if reader is None else reader
         self._loads = 0
         self._ports: dict[int, _Port] = {}
         self._last_port = 0

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from kyogo import prefetch, wire
+from kyogo.actions import Action, Answered, Arrived, Attached, Attachment, DrainAsked, Fault, Rejected, Stop
 from kyogo.backoff import Backoff
 from kyogo.codec import Codecs
 from kyogo.connection import FRAME_BYTES_MAX, open_channel
@@ -22,20 +23,8 @@ from kyogo.errors import AccessError, KyogoError, UnavailableError, UnsupportedE
 from kyogo.executor import Executor
 from kyogo.handlers import Handlers
 from kyogo.middleware import Chain
-from kyogo.session import (
-    FRAME_BYTES_SPARE,
-    Action,
-    Answered,
-    Arrived,
-    Attached,
-    Attachment,
-    DrainAsked,
-    Fault,
-    Phase,
-    Rejected,
-    Session,
-    Stop,
-)
+from kyogo.pending import FRAME_BYTES_SPARE
+from kyogo.session import Phase, Session
 from kyogo.settings import WorkerSettings
 from kyogo.stream import Ending, Stream
 from kyogo.target import Target
@@ -145,10 +134,10 @@ class Consumer:
         attempt = 0
         loop = asyncio.get_running_loop()
         self._lost_since = loop.time()
-        while not self._finished:
+        while not self._is_finished():
             began = loop.time()
             ending = await self._attach_once(target, attempt)
-            if self._finished or (ending.error is None and not self._broker_stops):
+            if self._is_finished() or (ending.error is None and not self._broker_stops):
                 return None
             self._broker_stops = False
             error = ending.error if ending.error is not None else UnavailableError("the broker is stopping")
@@ -162,6 +151,9 @@ class Consumer:
             await self._wait_before_next(error)
             attempt += 1
         return None
+
+    def _is_finished(self) -> bool:
+        return self._finished
 
     def _hopeless(self, error: KyogoError, now: float) -> bool:
         limit = self._settings.give_up_after
@@ -301,8 +293,8 @@ class Consumer:
         if answered.stale:
             self.tally.stale += answered.stale
             _log.warning(
-                "%d settlements came too late: their messages had been given to others, and are done twice. Are handlers"
-                " slower than the visibility timeout?",
+                "%d settlements came too late: their messages had been given to others, and are done twice. Are"
+                " handlers slower than the visibility timeout?",
                 answered.stale,
             )
 

@@ -6,8 +6,8 @@ programs decide by have a class of their own. The other codes are this SDK's: `U
 This module knows gRPC's status, and nothing of frames or streams.
 """
 
-from collections.abc import Mapping
-from typing import ClassVar
+from collections.abc import Iterable, Mapping
+from typing import ClassVar, cast
 
 import grpc
 from google.protobuf.message import DecodeError as _BytesError
@@ -193,7 +193,9 @@ def from_rpc(error: grpc.RpcError, *, address: str = "") -> KyogoError:
 def _details(error: grpc.RpcError) -> KyogoError | None:
     """The error as the broker's ErrorInfo and RetryInfo describe it; None without them."""
     trailing = error.trailing_metadata() if callable(getattr(error, "trailing_metadata", None)) else None
-    packed = next((value for key, value in trailing or () if key == _DETAILS_KEY), None)
+    # Pairs, whatever the type stubs say.
+    pairs = cast("Iterable[tuple[str, str | bytes]]", trailing if trailing is not None else ())
+    packed = next((value for key, value in pairs if key == _DETAILS_KEY), None)
     if not isinstance(packed, bytes):
         return None
     try:

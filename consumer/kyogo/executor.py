@@ -25,6 +25,7 @@ from enum import Enum, auto
 from typing import Final, Protocol
 
 from kyogo import prefetch
+from kyogo.actions import Rejected, Stop
 from kyogo.codec import Codecs
 from kyogo.delivery import GONE, RUNNING, Delivery
 from kyogo.errors import TimeLimitExceeded
@@ -35,7 +36,7 @@ from kyogo.middleware import Chain
 from kyogo.outcomes import ACK, ERROR_TYPE_BYTES_MAX, REASON_BYTES_MAX, RELEASE, Outcome, Settlement, cut, judge
 from kyogo.outgoing import MESSAGE_BYTES_MAX
 from kyogo.parking import Parking
-from kyogo.session import Rejected, Session, Stop
+from kyogo.session import Session
 from kyogo.threads import Threads
 
 _log = logging.getLogger("kyogo.worker")

@@ -151,7 +151,7 @@ def _resolve(function: Function, annotation: object) -> object:
         return annotation
     while isinstance(function, functools.partial):
         function = function.func
-    target = inspect.unwrap(function if inspect.isroutine(function) else function.__call__)
+    target = inspect.unwrap(_callable(function))
     holder = types.SimpleNamespace(__annotations__={"it": annotation})
     try:
         return typing.get_type_hints(holder, globalns=getattr(target, "__globals__", {}))["it"]
@@ -163,8 +163,13 @@ def _is_message(hint: object) -> bool:
     return hint is Message or Message in typing.get_args(hint)
 
 
+def _callable(function: Function) -> Function:
+    """The function behind an object that can be called."""
+    return function if inspect.isroutine(function) else type(function).__call__
+
+
 def _is_async(function: Function) -> bool:
-    candidates = (function, getattr(function, "__call__", None))
+    candidates = (function, _callable(function))
     if any(inspect.isasyncgenfunction(c) or inspect.isgeneratorfunction(c) for c in candidates):
         raise ConfigurationError(f"{function!r} is a generator: a handler returns, it does not yield")
     return any(inspect.iscoroutinefunction(c) for c in candidates)

@@ -71,7 +71,7 @@ class Chain:
 
     def add_around(self, hook: Around) -> None:
         """Run something instead."""
-        if not inspect.iscoroutinefunction(hook) and not inspect.iscoroutinefunction(getattr(hook, "__call__", None)):
+        if not inspect.iscoroutinefunction(hook) and not inspect.iscoroutinefunction(type(hook).__call__):
             raise ConfigurationError("an `around` middleware has to be `async def`: it awaits call_next()")
         self._around.append(hook)
 
@@ -103,7 +103,7 @@ class Chain:
                 waiting = hook(message, settlement)
                 if waiting is not None:
                     await waiting
-            except Exception:
+            except Exception:  # noqa: BLE001 - the application's, whatever it is
                 _log.exception("an `after` middleware failed on %r; its %s stands", message, settlement.outcome.name)
 
 

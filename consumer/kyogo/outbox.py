@@ -35,6 +35,12 @@ _LANES_KEPT: Final = 1_000
 _RETRY = BackoffSettings(initial=0.05, maximum=5.0)
 
 
+_UNKNOWN = (
+    "no answer in time; whether the message is stored is unknown. Publish it again: with an id and a dedup window it is"
+    " stored once"
+)
+
+
 class Ticket(Protocol):
     """Whoever waits for a message."""
 
@@ -275,12 +281,11 @@ class Outbox:
         entries = request.entries
         late = False
         while request.expired < len(entries) and entries[request.expired].deadline <= now:
-            entries[request.expired].fail(
-                PublishTimeoutError(
-                    f"{request.lane.destination}: no answer in time; whether the message is stored is unknown. Publish it"
-                    " again: with an id and a dedup window it is stored once"
-                )
+            text = (
+                "no answer in time; whether the message is stored is unknown. Publish it again: with an id and a dedup"
             )
+            error = PublishTimeoutError(f"{request.lane.destination}: {text} window it is stored once")
+            entries[request.expired].fail(error)
             request.expired += 1
             late = True
         if request.expired == len(entries):

@@ -1,10 +1,9 @@
-"""How many messages a worker asks to hold: enough to stay busy, no more, so that nothing waits here that another
-worker could do.
+"""How many messages a worker asks to hold: enough to stay busy, no more.
 
     prefetch = concurrency + what it finishes in 50 ms, at least 1, at most 2,048 (+ what is parked)
 
 50 ms is many round trips to a broker, so that a fast worker never runs dry between two deliveries; a worker whose
-handlers take seconds holds one message more than it runs. Pure.
+handlers take seconds holds one message more than it runs, and nothing waits there that another could do. Pure.
 """
 
 from typing import Final

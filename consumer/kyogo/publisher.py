@@ -13,7 +13,6 @@ import logging
 import uuid
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Iterable
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self, Unpack
 
@@ -28,6 +27,9 @@ from kyogo.errors import ClosedError, ConfigurationError, KyogoError, Unavailabl
 from kyogo.outbox import Outbox, Ticket
 from kyogo.outgoing import MESSAGE_BYTES_MAX, NewMessage, PublishOptions
 from kyogo.target import Target
+from kyogo.tickets import Bulk, OffsetRun, One
+
+__all__ = ["OffsetRun", "Publisher"]
 
 _log = logging.getLogger("kyogo.publisher")
 
@@ -40,16 +42,6 @@ _STEADY_SECONDS: Final = 5.0
 """A stream that lived so long counts as success: the next wait is short again."""
 _END_TIMEOUT: Final = 3.0
 """Seconds for the broker to end the stream, after everything is confirmed."""
-
-
-@dataclass(frozen=True, slots=True)
-class OffsetRun:
-    """Consecutive offsets of consecutively published messages."""
-
-    first: int
-    count: int
-    duplicate: bool = False
-    """They were stored before (same id within the dedup window); the offsets are those of then."""
 
 
 class Publisher:
@@ -122,7 +114,7 @@ class Publisher:
         field = self.encode(body, options)
         if self._room or self._is_full():
             await self._wait_for_room()
-        ticket = _One(asyncio.get_running_loop().create_future())
+        ticket = One(asyncio.get_running_loop().create_future())
         self.submit(queue, field, ticket)
         return await ticket.future
 
@@ -168,9 +160,10 @@ class Publisher:
         await self.flush()
         if self._task is not None:
             self._wake()
-            await asyncio.wait({self._task}, timeout=_END_TIMEOUT)
-            self._task.cancel()
-            await asyncio.wait({self._task})
+            task = self._task
+            await asyncio.wait({task}, timeout=_END_TIMEOUT)
+            task.cancel()
+            await asyncio.wait({task})
         self._release(self._room, len(self._room))
 
     # --- for kyogo.sync ---
@@ -204,6 +197,7 @@ class Publisher:
         loop = asyncio.get_running_loop()
         if self._task is None:
             self._task = loop.create_task(self._run(), name="kyogo-publisher")
+            self._task.add_done_callback(self._ended)
         self._outbox.add(queue, field, ticket, loop.time() + self.timeout)
         if self._timer is None:
             self._arm(loop)
@@ -283,6 +277,16 @@ class Publisher:
             _log.warning("no stream to publish on: %s. Trying again in %.1f s", error, wait)
             await self._pause(wait)
 
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """Nobody may wait for a task that is gone: it was cancelled with its loop, or has a bug."""
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            _log.error("the publisher failed: this is a bug of the SDK", exc_info=error)
+        if self._outbox.messages:
+            self._outbox.fail_all(KyogoError(f"the publisher's task has ended: {error!r}. Make a new publisher"))
+            self._settle()
+        self._task = None
+
     async def _pause(self, seconds: float) -> None:
         """Wait, unless there is nothing left to wait for."""
         loop = asyncio.get_running_loop()
@@ -325,7 +329,7 @@ class Publisher:
         self._heard = asyncio.get_running_loop().time()
         writer = asyncio.create_task(self._write(call), name="kyogo-publisher-writer")
         try:
-            while (response := await call.read()) is not grpc.aio.EOF:
+            while (response := await wire.read(call)) is not None:
                 self._heard = asyncio.get_running_loop().time()
                 self._outbox.unreachable = None
                 self._outbox.answered(response, self._heard)
@@ -371,81 +375,6 @@ class Publisher:
         self._settle()
         self._wake()
         self._arm(loop)
-
-
-class _One:
-    """Waits for one message."""
-
-    __slots__ = ("future",)
-
-    def __init__(self, future: asyncio.Future[int]) -> None:
-        self.future = future
-
-    @property
-    def dropped(self) -> bool:
-        return self.future.done()
-
-    def stored(self, offset: int, *, duplicate: bool) -> None:  # noqa: ARG002 - a duplicate is stored too
-        if not self.future.done():
-            self.future.set_result(offset)
-
-    def failed(self, error: KyogoError) -> None:
-        if not self.future.done():
-            self.future.set_exception(error)
-
-
-class Bulk:
-    """Waits for many messages: the ticket of each of them."""
-
-    dropped = False
-
-    def __init__(self) -> None:
-        self.sent = 0
-        self.error: KyogoError | None = None
-        self._done = 0
-        self._confirmed = 0
-        self._runs: list[OffsetRun] = []
-        self._first = self._count = 0
-        self._duplicate = False
-        self._waiter: asyncio.Future[None] | None = None
-
-    async def result(self) -> list[OffsetRun]:
-        """Their offsets, once all of them are stored or have failed.
-
-        Raises:
-            KyogoError: the first failure.
-        """
-        while self._done < self.sent:
-            self._waiter = asyncio.get_running_loop().create_future()
-            await self._waiter
-        self._close_run()
-        if self.error is not None:
-            self.error.add_note(f"{self._confirmed} messages of this publish_many were confirmed")
-            raise self.error
-        return self._runs
-
-    def stored(self, offset: int, *, duplicate: bool) -> None:
-        if offset != self._first + self._count or duplicate is not self._duplicate:
-            self._close_run()
-            self._first, self._duplicate = offset, duplicate
-        self._count += 1
-        self._confirmed += 1
-        self._tell()
-
-    def failed(self, error: KyogoError) -> None:
-        if self.error is None:
-            self.error = error
-        self._tell()
-
-    def _tell(self) -> None:
-        self._done += 1
-        if self._waiter is not None and self._done >= self.sent and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    def _close_run(self) -> None:
-        if self._count:
-            self._runs.append(OffsetRun(self._first, self._count, self._duplicate))
-        self._count = 0
 
 
 async def _each(messages: Iterable[object] | AsyncIterable[object]) -> AsyncIterator[object]:

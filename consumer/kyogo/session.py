@@ -8,8 +8,7 @@ The stream's life:
 
 A delivery's life is drawn in `delivery.py`. Three rules hold the rest together:
 
-* What is to be sent is never queued as frames but kept as facts (fences that began, fences that ended) and made
-  into one frame when the stream can take it. So a slow stream makes frames fuller, never more of them, and
+* What is to be sent is kept as facts, and made into one frame when the stream can take it (`pending.py`), so that
   everything here is bounded by what the broker let this consumer hold.
 * `started` is sent for what still runs when the frame is made. What began and ended in between needs no clock.
 * A lost stream takes all with it: nothing unsettled, unsent or unanswered survives `abandon`.
@@ -18,28 +17,31 @@ It knows no clock, no handlers and no concurrency. Its caller is one thread, the
 """
 
 from collections import deque
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from enum import Enum, auto
-from typing import Final, TypeAlias
+from typing import Final
 
 from kyogo import wire
+from kyogo.actions import (
+    Abandoned,
+    Action,
+    Answered,
+    Arrived,
+    Attached,
+    Attachment,
+    DrainAsked,
+    Fault,
+    Load,
+    Rejected,
+    Stop,
+)
 from kyogo.delivery import BUFFERED, GONE, PARKED, RUNNING, SETTLING, Delivery
-from kyogo.errors import KyogoError, ProtocolError
+from kyogo.errors import ProtocolError
 from kyogo.message import Owner, Run
 from kyogo.outcomes import ACK, RELEASE, Settlement
+from kyogo.pending import Pending
 
 CAPABILITIES: Final = ("started", "return", "cancel", "drain")
-
-FENCES_PER_FRAME: Final = 4_096
-"""Each of what began, was acked, and ended otherwise. All apart they are 12,288 ranges of some 200 KiB; a broker
-takes 16,384 in a frame."""
-SETTLEMENTS_PER_FRAME: Final = 1_024
-"""A broker takes 4,096."""
-FRAME_BYTES: Final = 1024 * 1024
-"""A frame is filled with reasons and publishes up to this; a larger settlement goes without others of its kind."""
-FRAME_BYTES_SPARE: Final = 256 * 1024
-"""What stands in a frame beside its largest settlement."""
 
 
 class Phase(Enum):
@@ -50,116 +52,6 @@ class Phase(Enum):
     ATTACHED = auto()
     LEAVING = auto()
     ENDED = auto()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Attachment:
-    """What a consumer attaches with."""
-
-    queues: tuple[str, ...]
-    prefetch: int
-    """In messages."""
-    prefetch_bytes: int = 0
-    """0: the broker's default, 4 MiB."""
-    consumer_id: str = ""
-    name: str = ""
-    version: str = ""
-    labels: Mapping[str, str] = field(default_factory=dict)
-    weight: int | None = None
-    heartbeat_interval_ms: int = 0
-    max_frame_bytes: int = 0
-    session_token: str = ""
-    """Of the stream before this one: takes its consumer id over."""
-
-
-@dataclass(frozen=True, slots=True)
-class Load:
-    """What a heartbeat says beside what the session knows itself."""
-
-    utilization: float
-    cpu: float
-    rss_bytes: int
-
-
-# --- actions: what the caller is to do about a frame ---
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Attached:
-    """The broker has granted the session."""
-
-    consumer_id: str
-    session_id: str
-    session_token: str
-    heartbeat_interval_ms: int
-    failed_after_ms: int
-    message_bytes_max: int
-    """0: the broker did not say."""
-    request_bytes_max: int
-    visibility_timeouts_ms: Mapping[str, int]
-    """By queue."""
-    broker: str
-
-
-@dataclass(frozen=True, slots=True)
-class Arrived:
-    """Deliveries wait for `take`."""
-
-    count: int
-
-
-@dataclass(frozen=True, slots=True)
-class Stop:
-    """Stop a running handler."""
-
-    delivery: Delivery
-    lost: bool
-    """It is no longer ours, so that nothing can be settled; else settle once it has stopped."""
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Rejected:
-    """The broker could not store what was published with an ACK: settle it otherwise."""
-
-    delivery: Delivery
-    error: KyogoError
-
-
-@dataclass(frozen=True, slots=True)
-class Answered:
-    """Settlements that the broker has dealt with."""
-
-    ok: int
-    stale: int
-    """Came too late, or were never ours: what these handlers did is done again elsewhere."""
-
-
-@dataclass(frozen=True, slots=True)
-class DrainAsked:
-    """Finish, settle, detach."""
-
-    reason: str
-    deadline_ms: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """Something sent was not understood; the stream goes on."""
-
-    error: KyogoError
-
-
-Action: TypeAlias = Attached | Arrived | Stop | Rejected | Answered | DrainAsked | Fault
-
-
-@dataclass(frozen=True, slots=True)
-class Abandoned:
-    """What a lost stream took with it."""
-
-    running: tuple[Delivery, ...]
-    buffered: int
-    unanswered: int
 
 
 class Session:
@@ -178,11 +70,7 @@ class Session:
         self._ready: deque[Delivery] = deque()
         # What is to be sent.
         self._dirty = False
-        self._started: list[Delivery] = []
-        self._acks: list[int] = []
-        self._others: dict[Settlement, list[int]] = {}
-        self._units: deque[Delivery] = deque()
-        self._extends: dict[int, list[int]] = {}
+        self._pending = Pending()
         self._prefetch: int | None = None
         self._prefetch_asked = attachment.prefetch
         self._load: Load | None = None
@@ -216,7 +104,7 @@ class Session:
         assert delivery.state == BUFFERED
         delivery.state = RUNNING
         self.running += 1
-        self._started.append(delivery)
+        self._pending.started(delivery)
         self._dirty = True
 
     def finish(self, delivery: Delivery, settlement: Settlement) -> bool:
@@ -233,11 +121,7 @@ class Session:
         self._dirty = True
         if settlement is not ACK:
             delivery.drop_publishes()
-            self._others.setdefault(settlement, []).append(delivery.fence)
-        elif delivery.publishes:
-            self._units.append(delivery)
-        else:
-            self._acks.append(delivery.fence)
+        self._pending.settled(delivery, settlement)
         return True
 
     def release(self, delivery: Delivery) -> None:
@@ -247,7 +131,7 @@ class Session:
         self.parked -= delivery.state == PARKED
         delivery.state = SETTLING
         self.unanswered += 1
-        self._others.setdefault(RELEASE, []).append(delivery.fence)
+        self._pending.settled(delivery, RELEASE)
         self._dirty = True
 
     def park(self, delivery: Delivery) -> None:
@@ -259,7 +143,7 @@ class Session:
     def extend(self, delivery: Delivery, extension_ms: int) -> None:
         """Ask for more time. No effect on what does not run."""
         if delivery.state == RUNNING:
-            self._extends.setdefault(extension_ms, []).append(delivery.fence)
+            self._pending.extended(delivery, extension_ms)
             self._dirty = True
 
     # --- the stream, from the caller ---
@@ -319,58 +203,26 @@ class Session:
             frame.prefetch.bytes = self._attachment.prefetch_bytes
             self._prefetch = None
         if self._load is not None:
-            self._add_heartbeat(frame, self._load)
+            self._sequence += 1
+            frame.heartbeat.CopyFrom(self._heartbeat(self._load))
             self._load = None
-        self._add_started(frame)
-        self._add_settlements(frame)
-        if self._extends:
-            extension_ms, fences = self._extends.popitem()
-            frame.extend.extension_ms = extension_ms
-            frame.extend.ranges.extend(wire.fence_ranges(fences))
-        self._dirty = bool(self._started or self._acks or self._others or self._units or self._extends)
+        self._pending.fill(frame)
+        self._dirty = bool(self._pending)
         if self._detach and not self._dirty:
             frame.detach.SetInParent()
             self.phase = Phase.LEAVING
         return frame if frame.ByteSize() else None
 
-    def _add_heartbeat(self, frame: wire.ConsumeRequest, load: Load) -> None:
-        self._sequence += 1
-        heartbeat = frame.heartbeat
-        heartbeat.sequence = self._sequence
-        heartbeat.echo = self._echo
-        heartbeat.running = self.running
-        heartbeat.buffered = self.buffered
-        heartbeat.utilization = load.utilization
-        heartbeat.cpu = load.cpu
-        heartbeat.rss_bytes = load.rss_bytes
-
-    def _add_started(self, frame: wire.ConsumeRequest) -> None:
-        if not self._started:
-            return
-        now, self._started = self._started[:FENCES_PER_FRAME], self._started[FENCES_PER_FRAME:]
-        fences = [delivery.fence for delivery in now if delivery.state == RUNNING]
-        if fences:
-            frame.started.extend(wire.fence_ranges(fences))
-
-    def _add_settlements(self, frame: wire.ConsumeRequest) -> None:
-        if self._acks:
-            fences, self._acks = self._acks[:FENCES_PER_FRAME], self._acks[FENCES_PER_FRAME:]
-            frame.settlements.add(outcome=ACK.outcome.value, ranges=wire.fence_ranges(fences))
-        room = _Room(FENCES_PER_FRAME, SETTLEMENTS_PER_FRAME, FRAME_BYTES)
-        while self._others and room.left:
-            settlement, fences = self._others.popitem()
-            if len(fences) > room.fences:
-                self._others[settlement] = fences[room.fences :]
-                del fences[room.fences :]
-            room.take(frame.settlements.add(), _settlement(settlement, fences), len(fences))
-        while self._units and room.left:
-            delivery = self._units[0]
-            unit = _settlement(ACK, [delivery.fence])
-            unit.publish.extend(_requests(delivery.publishes or ()))
-            if room.is_used and unit.ByteSize() > room.bytes:
-                break
-            self._units.popleft()
-            room.take(frame.settlements.add(), unit, 1)
+    def _heartbeat(self, load: Load) -> wire.ConsumerHeartbeat:
+        return wire.ConsumerHeartbeat(
+            sequence=self._sequence,
+            echo=self._echo,
+            running=self.running,
+            buffered=self.buffered,
+            utilization=load.utilization,
+            cpu=load.cpu,
+            rss_bytes=load.rss_bytes,
+        )
 
     # --- frames in ---
 
@@ -528,45 +380,3 @@ def _attach(attachment: Attachment) -> wire.Attach:
         max_frame_bytes=attachment.max_frame_bytes,
         session_token=attachment.session_token,
     )
-
-
-@dataclass(slots=True)
-class _Room:
-    """What still goes into a frame."""
-
-    fences: int
-    settlements: int
-    bytes: int
-    is_used: bool = False
-
-    @property
-    def left(self) -> bool:
-        return self.fences > 0 and self.settlements > 0 and self.bytes > 0
-
-    def take(self, place: wire.Settlement, settlement: wire.Settlement, fences: int) -> None:
-        place.CopyFrom(settlement)
-        self.fences -= fences
-        self.settlements -= 1
-        self.bytes -= settlement.ByteSize()
-        self.is_used = True
-
-
-def _settlement(settlement: Settlement, fences: list[int]) -> wire.Settlement:
-    return wire.Settlement(
-        outcome=settlement.outcome.value,
-        ranges=wire.fence_ranges(fences),
-        delay_ms=settlement.delay_ms,
-        reason=settlement.reason,
-        error_type=settlement.error_type,
-    )
-
-
-def _requests(publishes: Iterable[tuple[str, bytes]]) -> list[wire.PublishRequest]:
-    """Publishes as requests, one for each destination, in the order of its publishes."""
-    grouped: dict[str, list[bytes]] = {}
-    for destination, message in publishes:
-        grouped.setdefault(destination, []).append(message)
-    return [
-        wire.PublishRequest.FromString(wire.publish_request(destination, number, "", messages))
-        for number, (destination, messages) in enumerate(grouped.items(), start=1)
-    ]

@@ -18,8 +18,9 @@ import grpc
 import grpc.aio
 
 from kyogo import errors, wire
+from kyogo.actions import Action, Attached, Load
 from kyogo.errors import KyogoError, UnavailableError
-from kyogo.session import Action, Attached, Load, Phase, Session
+from kyogo.session import Phase, Session
 
 _log = logging.getLogger("kyogo.stream")
 
@@ -111,7 +112,7 @@ class Stream:
 
     async def _read(self) -> KyogoError | None:
         try:
-            while (frame := await self._call.read()) is not grpc.aio.EOF:
+            while (frame := await wire.read(self._call)) is not None:
                 self._heard = self._loop.time()
                 actions = self._session.receive(frame)
                 if actions:
@@ -179,7 +180,7 @@ class Stream:
             self._heard += lag  # we did not listen: that is not the broker's silence
             _log.warning(
                 "the event loop was blocked for %.1f s: heartbeats were late, and the broker may have given work to"
-                " others. A handler computes or waits without `await`: make it a plain function, which runs in a thread",
+                " others. A handler computes or waits without `await`: make it a plain function, to run in a thread",
                 lag,
             )
         if now - self._heard > self._patience:

@@ -25,17 +25,19 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import islice
 from types import TracebackType
-from typing import Any, Final, Self, TypeAlias, Unpack
+from typing import Final, Self, TypeAlias, TypeVar, Unpack
 
 from kyogo import publisher
 from kyogo.codec import Codecs
 from kyogo.errors import ClosedError, ForkedError, KyogoError, PublishTimeoutError
 from kyogo.outgoing import NewMessage, PublishOptions
-from kyogo.publisher import Bulk, OffsetRun
+from kyogo.tickets import Bulk, OffsetRun
 
 __all__ = ["NewMessage", "OffsetRun", "PublishOptions", "Publisher"]
 
 _log = logging.getLogger("kyogo.sync")
+
+Result = TypeVar("Result")
 
 _FORK_TIMEOUT: Final = 2.0
 """Seconds that a fork waits for messages of other threads to be confirmed."""
@@ -152,7 +154,7 @@ class Publisher:
         self._thread = None
         return True
 
-    def _wait(self, answer: "concurrent.futures.Future[Any]") -> Any:  # noqa: ANN401 - what the future holds
+    def _wait(self, answer: "concurrent.futures.Future[Result]") -> Result:
         try:
             return answer.result(self.timeout + _MARGIN)
         except concurrent.futures.TimeoutError as error:

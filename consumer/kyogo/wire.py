@@ -6,7 +6,7 @@ will fill, so that a request is a head and a join, and a resend is the same byte
 """
 
 from collections.abc import Iterable, Mapping
-from typing import TypeAlias
+from typing import Any, TypeAlias, TypeVar, cast
 
 import grpc
 import grpc.aio
@@ -42,6 +42,8 @@ SettleResult = pb.SettleResult
 Subscription = pb.Subscription
 SubscriptionInfo = pb.SubscriptionInfo
 
+OUTCOMES = (pb.OUTCOME_UNSPECIFIED, pb.OUTCOME_ACK, pb.OUTCOME_RETRY, pb.OUTCOME_RELEASE, pb.OUTCOME_DEAD_LETTER)
+"""By `kyogo.outcomes.Outcome`."""
 STATUS_OK = pb.SETTLE_STATUS_OK
 STATUS_STALE = pb.SETTLE_STATUS_STALE
 STATUS_UNKNOWN = pb.SETTLE_STATUS_UNKNOWN
@@ -52,6 +54,8 @@ REVOKE_CANCEL = pb.REVOKE_MODE_CANCEL
 
 ConsumeCall: TypeAlias = "grpc.aio.StreamStreamCall[pb.ConsumeRequest, pb.ConsumeResponse]"
 PublishCall: TypeAlias = "grpc.aio.StreamStreamCall[bytes, pb.PublishResponse]"
+
+Frame = TypeVar("Frame")
 
 _SERVICE = "/kyogo.v1.BrokerService/"
 _MESSAGES_TAG = bytes([pb.PublishRequest.MESSAGES_FIELD_NUMBER << 3 | 2])
@@ -64,7 +68,7 @@ _VARINT_MORE = 0x80
 
 def consume(channel: grpc.aio.Channel, metadata: Iterable[tuple[str, str]]) -> ConsumeCall:
     """Opens a consumer's stream."""
-    method = channel.stream_stream(
+    method: grpc.aio.StreamStreamMultiCallable[pb.ConsumeRequest, pb.ConsumeResponse] = channel.stream_stream(
         _SERVICE + "Consume",
         request_serializer=pb.ConsumeRequest.SerializeToString,
         response_deserializer=pb.ConsumeResponse.FromString,
@@ -74,12 +78,18 @@ def consume(channel: grpc.aio.Channel, metadata: Iterable[tuple[str, str]]) -> C
 
 def publish_stream(channel: grpc.aio.Channel, metadata: Iterable[tuple[str, str]]) -> PublishCall:
     """Opens a publisher's stream; it takes requests as bytes."""
-    method = channel.stream_stream(
+    method: grpc.aio.StreamStreamMultiCallable[bytes, pb.PublishResponse] = channel.stream_stream(
         _SERVICE + "PublishStream",
         request_serializer=None,
         response_deserializer=pb.PublishResponse.FromString,
     )
     return method(metadata=tuple(metadata))
+
+
+async def read(call: grpc.aio.StreamStreamCall[Any, Frame]) -> Frame | None:
+    """The next frame; None: the stream has ended. Must not be cancelled: that would end the call."""
+    frame = await call.read()
+    return None if frame is grpc.aio.EOF else cast("Frame", frame)
 
 
 async def server_limits(channel: grpc.aio.Channel, metadata: Iterable[tuple[str, str]], *, timeout: float) -> pb.Limits:

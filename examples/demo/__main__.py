@@ -117,9 +117,9 @@ def report(console: Console, ledger: Ledger, expected: dict[str, int]) -> bool:
     """Compare the ledger's sums by day with the CSV's; returns whether they are the same."""
     found, written = ledger.sums_by_day(), ledger.written_by()
     different = {day for day in expected.keys() | found.keys() if expected.get(day) != found.get(day)}
-    console.print(f"rows written   {written.total():,}", highlight=False)
-    console.print(f"handled again  {ledger.repeated():,} (at least once; the offset is the key)", highlight=False)
-    console.print(f"sums by day    {len(expected):,} days, {len(different):,} differ from the CSV", highlight=False)
+    console.print(f"rows written   {written.total():,}")
+    console.print(f"handled again  {ledger.repeated():,} (at least once; the offset is the key)")
+    console.print(f"sums by day    {len(expected):,} days, {len(different):,} differ from the CSV")
     for day in sorted(different):
         console.print(f"  {day}: {found.get(day)} instead of {expected.get(day)}", style="red")
     console.print("[bold red]WRONG[/]" if different else "[bold green]nothing lost, nothing counted twice[/]")
@@ -150,7 +150,7 @@ async def perform(console: Console) -> int:
 async def main() -> int:
     """The same, ended early by SIGTERM and Ctrl-C without leaving a process behind."""
     logging.getLogger("kyogo").addHandler(logging.NullHandler())  # the view tells what happens
-    performing = asyncio.create_task(perform(Console()))
+    performing = asyncio.create_task(perform(Console(highlight=False)))
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, performing.cancel)
     with contextlib.suppress(asyncio.CancelledError):

@@ -138,7 +138,7 @@ def test_reads_records_by_position(journal: Journal, written: Written) -> None:
     written.append(journal, *SIZES)
     for sequence, position in written.positions.items():
         found = journal.read_many([(position, 0)])
-        assert [(r.sequence, r.position, r.payload) for r in found] == [
+        assert [(r.sequence, r.position, bytes(r.payload)) for r in found] == [
             (sequence, position, written.payloads[sequence])
         ]
 

@@ -27,3 +27,9 @@ async def broker(children: Processes) -> Broker:
 def kyogo(broker: Broker, tmp_path: Path) -> Kyogo:
     """The command line, pointed at the broker."""
     return Kyogo(tmp_path, broker.address)
+
+
+@pytest.fixture
+def offline(tmp_path: Path) -> Kyogo:
+    """The command line, with no broker in reach."""
+    return Kyogo(tmp_path, "127.0.0.1:1")

@@ -47,7 +47,16 @@ async def test_what_is_said_of_a_message_travels_with_it(kyogo: Kyogo) -> None:
     read = (await kyogo("consume", QUEUE, "--json", "--count", "1")).json
     assert (read["type"], read["headers"], read["queue"]) == ("order.paid", {"a": "b=c", "d": ""}, QUEUE)
     assert (read["offset"], read["attempt"], read["losses"]) == (1, 1, 0)
-    assert read["content_type"].startswith("text/plain")
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type"),
+    [('{"id": 1}', "application/json"), ("[1]", "application/json"), ("1", "text/plain"), ("{hello", "text/plain")],
+)
+async def test_a_typed_body_is_json_if_it_looks_so(kyogo: Kyogo, body: str, content_type: str) -> None:
+    await kyogo("publish", QUEUE, "--body", body)
+    read = (await kyogo("consume", QUEUE, "--json", "--count", "1")).json
+    assert (read["body"], read["content_type"].partition(";")[0]) == (body, content_type)
 
 
 @pytest.mark.parametrize(
@@ -59,8 +68,8 @@ async def test_what_is_said_of_a_message_travels_with_it(kyogo: Kyogo) -> None:
         (("--body", "x", "--header", "a"), "NAME=VALUE"),
     ],
 )
-async def test_a_wrong_publish_is_usage(kyogo: Kyogo, arguments: tuple[str, ...], says: str) -> None:
-    done = await kyogo("publish", QUEUE, *arguments)
+async def test_a_wrong_publish_is_usage(offline: Kyogo, arguments: tuple[str, ...], says: str) -> None:
+    done = await offline("publish", QUEUE, *arguments)
     assert (done.code, done.out) == (2, "")
     assert says in done.err
 
@@ -235,24 +244,25 @@ async def test_a_refusal_is_one_line_and_exit_code_1(kyogo: Kyogo) -> None:
     ],
     ids=lambda arguments: arguments[0],
 )
-async def test_without_a_broker_it_says_how_to_start_one(kyogo: Kyogo, arguments: tuple[str, ...]) -> None:
-    done = await kyogo(*arguments, "--server", "127.0.0.1:1")
+async def test_without_a_broker_it_says_how_to_start_one(offline: Kyogo, arguments: tuple[str, ...]) -> None:
+    done = await offline(*arguments)
     assert (done.code, done.out) == (3, "")
     assert "broker serve" in done.err
     assert "127.0.0.1:1" in done.err
 
 
-async def test_the_server_may_stand_in_front(kyogo: Kyogo) -> None:
-    assert (await kyogo("--server", "127.0.0.1:1", "stats")).code == 3
+@pytest.mark.parametrize("arguments", [("--server", "{}", "stats"), ("stats", "--server", "{}")])
+async def test_the_server_may_stand_in_front(offline: Kyogo, broker: Broker, arguments: tuple[str, ...]) -> None:
+    assert (await offline(*(argument.format(broker.address) for argument in arguments))).code == 0
 
 
 @pytest.mark.parametrize("arguments", [("nonsense",), ("queue", "create", QUEUE, "--max-attempts", "x"), ()])
-async def test_wrong_usage_is_exit_code_2(kyogo: Kyogo, arguments: tuple[str, ...]) -> None:
-    assert (await kyogo(*arguments)).code == 2
+async def test_wrong_usage_is_exit_code_2(offline: Kyogo, arguments: tuple[str, ...]) -> None:
+    assert (await offline(*arguments)).code == 2
 
 
-async def test_the_help_names_the_exit_codes(kyogo: Kyogo) -> None:
-    shown = await kyogo("--help")
+async def test_the_help_names_the_exit_codes(offline: Kyogo) -> None:
+    shown = await offline("--help")
     assert shown.code == 0
     assert "refused by the broker" in " ".join(shown.out.split())
     assert max(map(len, shown.out.splitlines())) <= 80

@@ -41,9 +41,9 @@ def module(tmp_path: Path) -> Path:
 )
 @pytest.mark.parametrize("processes", ["1", "2"])
 async def test_a_worker_that_cannot_be_loaded_is_usage(
-    kyogo: Kyogo, module: Path, target: str, says: str, processes: str
+    offline: Kyogo, module: Path, target: str, says: str, processes: str
 ) -> None:
-    done = await kyogo("worker", target, "--processes", processes)
+    done = await offline("worker", target, "--processes", processes)
     assert done.code == 2
     assert says in done.err
 

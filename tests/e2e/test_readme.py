@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from kyogo_broker.config import settings_names
 from tests.support.document import Block, Reader, blocks, commands, file_name, matches
 from tests.support.processes import ROOT, Broker
 
@@ -76,8 +77,15 @@ def test_a_page_is_read_as_it_is_meant() -> None:
         (("a ... c",), "a b c", True),
         (("...", "b"), "a\nb", True),
         (("a",), "ab", False),
+        (("a b",), "  a    b  ", True),
         ((), "whatever", True),
     ],
 )
 def test_output_is_compared_line_by_line(shown: tuple[str, ...], printed: str, *, same: bool) -> None:
     assert matches(shown, printed) == same
+
+
+def test_every_setting_of_the_broker_is_described() -> None:
+    table = (ROOT / "docs" / "operations.md").read_text().partition("| setting |")[2].partition("\n\n")[0]
+    described = re.findall(r"`(\w+)`", "\n".join(line.split("|")[1] for line in table.splitlines() if "|" in line))
+    assert sorted(described) == sorted(settings_names())

@@ -90,12 +90,11 @@ def test_a_data_directory_has_the_same_bytes() -> None:
 
 def test_a_data_directory_can_be_read() -> None:
     disk = FaultyDisk()
+    meta = dict(written().files())[DIR / "meta"]
     for heading, data in sections("files.txt").items():
         name, size = heading.split(", ")[:2]
         file = disk.open(DIR / name, create=True)
-        if name == "meta":
-            data = bytes(dict(written().files())[DIR / "meta"])
-        disk.write(file, [data.ljust(int(size.split()[0]), b"\0")], 0)
+        disk.write(file, [meta if name == "meta" else data.ljust(int(size.split()[0]), b"\0")], 0)
         disk.close(file)
     journal = SegmentJournal(DIR, SETTINGS, shard=3, files=disk, lane=InlineLane)
     recovered = journal.open()

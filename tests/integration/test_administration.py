@@ -138,7 +138,7 @@ async def test_stats_are_of_the_broker_and_its_queues(edge: Broker) -> None:
 
 async def test_stats_can_be_watched(edge: Broker) -> None:
     await edge.publish("orders", b"x")
-    call = edge.admin.WatchStats(admin.WatchStatsRequest(interval_ms=100))
+    call: Any = edge.admin.WatchStats(admin.WatchStatsRequest(interval_ms=100))
     for accepted in range(1, 4):
         answer = await call.read()
         assert answer.queues[0].accepted == accepted
@@ -188,10 +188,13 @@ async def test_queues_are_limited() -> None:
 
 async def test_two_updates_at_once_do_not_undo_each_other(edge: Broker) -> None:
     await create(edge, "orders")
-    calls = [
-        edge.admin.UpdateQueue(admin.UpdateQueueRequest(queue="orders", settings=admin.QueueSettings(**{field: 7})))
-        for field in ("max_attempts", "max_losses", "max_consumers")
+    changes = [
+        admin.QueueSettings(max_attempts=7),
+        admin.QueueSettings(max_losses=7),
+        admin.QueueSettings(max_consumers=7),
     ]
+    requests = [admin.UpdateQueueRequest(queue="orders", settings=change) for change in changes]
+    calls = [edge.admin.UpdateQueue(request) for request in requests]
     for call in calls:
         await call
     settings = (await edge.admin.GetQueue(admin.GetQueueRequest(queue="orders"))).queue.settings

@@ -1,11 +1,14 @@
 """Health and reflection, as any gRPC tool uses them."""
 
+from typing import Any
+
 import grpc
 import pytest
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped, unused-ignore]
+from grpc_reflection.v1alpha import reflection_pb2  # type: ignore[import-untyped, unused-ignore]
 
+from kyogo_broker.server.limits import Limits
 from kyogo_broker.server.standard import REFLECTION_SERVICES
 from tests.support.edge import Broker, running_broker, until
 
@@ -14,7 +17,8 @@ Status = health_pb2.HealthCheckResponse
 
 async def check(edge: Broker, service: str = "") -> int:
     stub = health_pb2_grpc.HealthStub(edge.channel)
-    return (await stub.Check(health_pb2.HealthCheckRequest(service=service))).status
+    answer = await stub.Check(health_pb2.HealthCheckRequest(service=service))
+    return int(answer.status)
 
 
 @pytest.mark.parametrize("service", ["", "kyogo.v1.BrokerService", "kyogo.v1.AdminService"])
@@ -44,7 +48,7 @@ async def test_every_watcher_is_told_when_the_broker_stops(edge: Broker) -> None
 
 @pytest.mark.parametrize("service", REFLECTION_SERVICES)
 async def test_reflection_shows_the_services_and_their_messages(edge: Broker, service: str) -> None:
-    call = edge.channel.stream_stream(
+    call: Any = edge.channel.stream_stream(
         f"/{service}/ServerReflectionInfo",
         request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
         response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
@@ -61,8 +65,6 @@ async def test_reflection_shows_the_services_and_their_messages(edge: Broker, se
 
 
 async def test_health_checks_are_answered_beyond_every_limit() -> None:
-    from kyogo_broker.server.limits import Limits
-
     async with running_broker(Limits(max_calls=1, max_streams=1)) as edge:
         for _ in range(20):
             assert await check(edge) == Status.SERVING

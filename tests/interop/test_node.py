@@ -59,13 +59,9 @@ def printed(process: Process) -> list[dict[str, Any]]:
 
 
 @LEVELS
-async def test_node_consumes_acks_and_detaches(
-    children: Processes, broker: Broker, options: tuple[str, ...]
-) -> None:
+async def test_node_consumes_acks_and_detaches(children: Processes, broker: Broker, options: tuple[str, ...]) -> None:
     bodies = [f"row {number} ü".encode() for number in range(100)]
-    offsets = await publish(
-        broker.address, QUEUE, *bodies, type="row", headers={"n": "1"}, content_type="text/plain"
-    )
+    offsets = await publish(broker.address, QUEUE, *bodies, type="row", headers={"n": "1"}, content_type="text/plain")
     node = consume(children, broker, "--count", "90", *options)
 
     assert await node.exited(30) == 0
@@ -93,9 +89,7 @@ async def test_node_stays_alive_by_its_heartbeats(
     async with attached(broker.address, QUEUE, heartbeats=True) as watcher:
         beats = lambda: sum(frame.HasField("heartbeat") for frame in watcher.frames)  # noqa: E731
         await until(lambda: beats() >= 5, "five heartbeats", 20)
-    assert (
-        await stats_when(broker.address, QUEUE, lambda s: s.consumers == 1, "one consumer")
-    ).consumers == 1
+    assert (await stats_when(broker.address, QUEUE, lambda s: s.consumers == 1, "one consumer")).consumers == 1
     await publish(broker.address, QUEUE, b"still there?")
     await until(lambda: printed(node), "a message at the consumer")
     node.send(signal.SIGTERM)

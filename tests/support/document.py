@@ -72,17 +72,15 @@ def file_name(block: Block) -> str:
 
 
 def matches(shown: tuple[str, ...], printed: str) -> bool:
-    """Whether what the page shows was printed: its lines in this order, `...` anything."""
-    position = 0
-    for line in shown:
-        if line.strip() == "...":
-            continue
-        pattern = ".*".join(re.escape(part) for part in line.rstrip().split("..."))
-        found = re.compile(rf"^\s*{pattern.strip()}\s*$", re.MULTILINE).search(printed, position)
-        if found is None:
-            return False
-        position = found.end()
-    return True
+    """Whether what the page shows was printed: its lines in this order, `...` anything, spaces as they like."""
+    lines = iter(" ".join(line.split()) for line in printed.splitlines())
+    return all(
+        any(_pattern(line).fullmatch(candidate) for candidate in lines) for line in shown if line.strip() != "..."
+    )
+
+
+def _pattern(line: str) -> re.Pattern[str]:
+    return re.compile(".*".join(re.escape(part) for part in " ".join(line.split()).split("...")))
 
 
 @dataclass(slots=True)

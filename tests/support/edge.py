@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import grpc
 from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
-from grpc_status import rpc_status
+from grpc_status import rpc_status  # type: ignore[import-untyped, unused-ignore]
 
 from kyogo.v1 import admin_pb2_grpc, broker_pb2_grpc
 from kyogo.v1 import broker_pb2 as pb
@@ -118,19 +118,21 @@ class Consumer:
         subscriptions = [pb.Subscription(queue=queue) for queue in queues]
         await self.send(attach=pb.Attach(subscriptions=subscriptions, **attach))
         frame = await self.frame()
-        assert frame is not None and frame.HasField("attached"), f"first frame: {frame}"
+        assert frame is not None
+        assert frame.HasField("attached"), f"first frame: {frame}"
         self.attached = frame.attached
         return frame.attached
 
     async def frame(self) -> pb.ConsumeResponse | None:
         """The next frame; None: the stream ended OK."""
         async with asyncio.timeout(WAIT_SECONDS):
-            frame = await self.call.read()
+            frame: Any = await self.call.read()
         if frame is grpc.aio.EOF:
             return None
-        self.frames.append(frame)
-        self.runs += frame.deliveries
-        return frame
+        response: pb.ConsumeResponse = frame
+        self.frames.append(response)
+        self.runs += response.deliveries
+        return response
 
     async def until(self, wanted: Callable[[pb.ConsumeResponse], Any]) -> pb.ConsumeResponse:
         """The next frame that has what is wanted; frames before it are passed over."""
@@ -147,7 +149,9 @@ class Consumer:
         runs, self.runs = self.runs, []
         return [(run.first_fence + n, message) for run in runs for n, message in enumerate(run.messages)]
 
-    async def settle(self, *fences: int, outcome: int = 1, **fields: Any) -> list[pb.SettleResult]:
+    async def settle(
+        self, *fences: int, outcome: pb.Outcome.ValueType = pb.OUTCOME_ACK, **fields: Any
+    ) -> list[pb.SettleResult]:
         ranges = [pb.FenceRange(first=fence, last=fence) for fence in fences]
         await self.send(settlements=[pb.Settlement(outcome=outcome, ranges=ranges, **fields)])
         return list((await self.until(lambda frame: frame.settled)).settled)

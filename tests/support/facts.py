@@ -31,7 +31,9 @@ from kyogo_broker.model.message import Batch, DeadLetterInfo
 from kyogo_broker.model.settings import Backoff, QueueSettings, RetrySettings
 from kyogo_broker.model.states import FinishReason, RedeliveryReason
 
-LETTER = DeadLetterInfo("orders", 41, "max_attempts", 5, 1, "no", "nö", "ValueError", "c-1", 1_700_000_000_123, 1_700_000_009_000)
+LETTER = DeadLetterInfo(
+    "orders", 41, "max_attempts", 5, 1, "no", "nö", "ValueError", "c-1", 1_700_000_000_123, 1_700_000_009_000
+)
 SETTINGS = QueueSettings(
     visibility_timeout_ms=5_000,
     retry=RetrySettings(backoff=Backoff.LIST, delays_ms=(100, 200), non_retryable=("KeyError",)),
@@ -49,11 +51,11 @@ EXAMPLES: dict[str, Fact] = {
     "QueueDeleted": QueueDeleted(7),
     "ProducersForgotten": ProducersForgotten(7, ("p-1", "p-2")),
     "Finished": Finished(7, FinishReason.PURGED, ((1, 5), (9, 9))),
-    "Published, sizes differ": Published(7, 1, Batch(WIRE, array("I", [5, 10, 16])), 1_700_000_000_000, "p-1", 9, 1 << 63),
-    "Published, one size": Published(7, 4, Batch(WIRE[:10], range(5, 11, 5)), 1_700_000_000_000),
-    "Published, a dead letter": Published(
-        8, 1, Batch(WIRE[:5], range(5, 6, 5)), 1_700_000_000_000, dead_letter=LETTER
+    "Published, sizes differ": Published(
+        7, 1, Batch(WIRE, array("I", [5, 10, 16])), 1_700_000_000_000, "p-1", 9, 1 << 63
     ),
+    "Published, one size": Published(7, 4, Batch(WIRE[:10], range(5, 11, 5)), 1_700_000_000_000),
+    "Published, a dead letter": Published(8, 1, Batch(WIRE[:5], range(5, 6, 5)), 1_700_000_000_000, dead_letter=LETTER),
     "Moved, consecutive": Moved(7, range(4, 6), Batch(WIRE[:10], range(5, 11, 5)), 1_700_000_000_000),
     "Moved, here and there": Moved(7, (1, 3, 90), Batch(WIRE, array("I", [5, 10, 16])), 1_700_000_000_000),
     "Moved, a dead letter": Moved(8, range(1, 2), Batch(WIRE[:5], range(5, 6, 5)), 1_700_000_000_000, LETTER),

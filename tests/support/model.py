@@ -420,7 +420,9 @@ class Model:
                 lease.begun = True
                 lease.deadline_ms = now.steady_ms + lease.queue.settings.visibility_timeout_ms
 
-    def extend(self, port: int, ranges: Iterable[FenceRange], extension_ms: int, now: Now) -> Counter[tuple[int, SettleStatus]]:
+    def extend(
+        self, port: int, ranges: Iterable[FenceRange], extension_ms: int, now: Now
+    ) -> Counter[tuple[int, SettleStatus]]:
         """More time; what each fence is answered."""
         answers: Counter[tuple[int, SettleStatus]] = Counter()
         for fence in numbers(ranges):
@@ -550,9 +552,7 @@ class Model:
         """Whether a consumer may be given one more message."""
         held = self.unsettled(consumer)
         most = consumer.attach.subscriptions[consumer.queues.index(queue)].max_unsettled
-        if len(held) >= consumer.messages or (
-            most is not None and sum(lease.queue is queue for lease in held) >= most
-        ):
+        if len(held) >= consumer.messages or (most is not None and sum(lease.queue is queue for lease in held) >= most):
             return False
         size = sum(len(lease.message.body) for lease in held)
         return not held or size + len(message.body) <= consumer.bytes

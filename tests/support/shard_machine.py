@@ -430,7 +430,9 @@ class ShardMachine(RuleBasedStateMachine):
             stalled = driver.now.steady_ms - model.patience_ms
             due = min([*model.instants(), *(at + stalled for at in model.silences())], default=None)
             wake = driver.shard.next_wake_ms()
-            assert due is None or (wake is not None and wake <= due), f"the shard wants to be woken at {wake}, not {due}"
+            assert due is None or (wake is not None and wake <= due), (
+                f"the shard wants to be woken at {wake}, not {due}"
+            )
             at = until if due is None else max(min(due, until), driver.now.steady_ms)
             model.patience_ms += at - driver.now.steady_ms
             driver.now = Now(at, driver.now.unix_ms + at - driver.now.steady_ms)

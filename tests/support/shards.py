@@ -28,7 +28,7 @@ from kyogo_broker.model.commands import (
     Tick,
 )
 from kyogo_broker.model.effects import Deliver, Delivery, Effect, Load, SettleDone
-from kyogo_broker.model.facts import Fact, Moved, Published
+from kyogo_broker.model.facts import Fact, Moved, Opened, Published
 from kyogo_broker.model.message import Batch, DeadLetterInfo, FenceRange
 from kyogo_broker.model.now import Now
 from kyogo_broker.model.settings import QueueSettings
@@ -88,19 +88,7 @@ class Driver:
     """Append only when somebody waits for a fact, as the engine does."""
 
     def __post_init__(self) -> None:
-        self.shard = Shard(self.config, seed=self.seed, stretch=STRETCH)
-        self.now = Now(BEGINNING_MS, BEGINNING_MS)
-        self.records: list[Appended] = []
-        self.loads: list[Load] = []
-        self.effects: list[Effect] = []
-        self.pending: list[Fact] = []
-        self._turn_loads: list[Load] = []
-        self._in_turn = False
-        self._port = 0
-        self._stalled_ms = 0
-        self.begin()
-        self._took(self.shard.open(1, self.now))
-        self.tick()
+        self._begin_with([], Now(BEGINNING_MS, BEGINNING_MS))
 
     # Turns.
 
@@ -176,6 +164,31 @@ class Driver:
         self.now = Now(self.now.steady_ms + duration_ms, self.now.unix_ms + duration_ms)
         self._stalled_ms += duration_ms
 
+    def restarted(self) -> "Driver":
+        """A broker that begins from the records of this one, what was not appended lost, a second later."""
+        after = Driver.__new__(Driver)
+        after.config, after.seed, after.on_step, after.lazy = self.config, self.seed, None, self.lazy
+        after._begin_with(list(self.records), Now(self.now.steady_ms + 1_000, self.now.unix_ms + 1_000))
+        after._port = self._port
+        return after
+
+    def _begin_with(self, records: list["Appended"], now: Now) -> None:
+        self.shard = Shard(self.config, seed=self.seed, stretch=STRETCH)
+        self.now = now
+        self.records = records
+        self.loads: list[Load] = []
+        self.effects: list[Effect] = []
+        self.pending: list[Fact] = []
+        self._turn_loads: list[Load] = []
+        self._in_turn = False
+        self._port = 0
+        self._stalled_ms = 0
+        for record in records:
+            self.shard.replay(record.sequence, record.position, list(record.facts))
+        self.begin()
+        self._took(self.shard.open(1 + sum(isinstance(f, Opened) for r in records for f in r.facts), now))
+        self.tick()
+
     def _took(self, step: Step) -> list[Effect]:
         self.pending += step.facts
         self.effects += step.effects
@@ -185,11 +198,13 @@ class Driver:
     # The journal's part.
 
     def answer(self, load: Load, *, group: int = 1_000) -> Loaded:
-        """Read what is wanted, only from the stretches that are named; batches of `group`, gaps in them or not."""
+        """Read what is wanted, only from the stretches that are named, in batches of at most `group`."""
         found: dict[int, Stored] = {}
         for record in self.records:
             if any(position <= record.position <= position + length for position, length in load.stretches):
-                found |= {offset: stored for queue, offset, stored in messages_in(record.facts) if queue == load.queue_id}
+                found |= {
+                    offset: stored for queue, offset, stored in messages_in(record.facts) if queue == load.queue_id
+                }
         wanted = [offset for first, last in load.ranges for offset in range(first, last + 1)]
         absent = [offset for offset in wanted if offset not in found]
         assert not absent, f"messages {absent} of queue {load.queue_id} do not stand where they should be"
@@ -281,10 +296,11 @@ def _loaded(wanted: list[int], found: dict[int, Stored], group: int) -> Iterator
         joins = (
             head is not None and here is not None and head.letter is None and here.letter is None
             and head.published_unix_ms == here.published_unix_ms and len(several) < group
+            and several[-1] + 1 == offset
         )  # fmt: skip
         if several and head is not None and not joins:
             batch = batch_of(*(found[each].body for each in several))
-            yield LoadedBatch(tuple(several), batch, head.published_unix_ms, head.letter)
+            yield LoadedBatch(range(several[0], several[-1] + 1), batch, head.published_unix_ms, head.letter)
             several = []
         several.append(offset)
 

@@ -112,7 +112,7 @@ class Journal(Protocol):
         """Start a checkpoint."""
 
     def free(self, *, below: int, live: Mapping[int, int]) -> list[tuple[int, int]]:
-        """Give back what nobody needs.
+        """Give back what nobody needs. Not while messages are being read back: they may not be live any more.
 
         Args:
             below: records up to this sequence are contained in the newest checkpoint.

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from kyogo_broker.journal.base import Part
 from kyogo_broker.model.commands import Outcome
@@ -174,6 +174,9 @@ _INSPECT = "run `broker inspect DIR` on the data directory to see what is damage
 def _decode_one(kind: int, payload: memoryview, start: int, end: int) -> Fact:
     try:
         return _DECODERS[kind](payload, start, end)
+    except ValidationError as error:
+        what = error.errors(include_url=False, include_context=False, include_input=False)[0]["msg"]
+        raise BrokerStopError(f"a fact of kind {kind} at byte {start} does not decode: {what}; {_INSPECT}") from None
     except (struct.error, ValueError, RefusedError) as error:
         raise BrokerStopError(f"a fact of kind {kind} at byte {start} does not decode: {error}; {_INSPECT}") from error
 

@@ -81,6 +81,12 @@ class _Description:
         self._number = 0
         self._sequence = 0
         """Segment and sequence of the last record met with."""
+        self._follows = True
+        """Whether the next record should follow that one: not behind damage."""
+        self._gaps: list[tuple[int, int]] = []
+        """Records missing between segments: freed, if a checkpoint contains them."""
+        self._contained = 0
+        """Records up to here are contained in the newest whole checkpoint."""
         self._doubt: dict[str, Any] | None = None
         """A place that is damage if any record follows, else the torn end of the log."""
 
@@ -101,9 +107,14 @@ class _Description:
                 continue  # freed just now by the broker that uses the directory
             except BrokerStopError as error:
                 yield Finding("damage", {"file": segment_name(number), "byte": 0, "error": str(error)})
+                self._follows = False
         if self._doubt is not None:
             yield Finding("torn", self._doubt)
         yield from self._checkpoints(meta)
+        for first, last in self._gaps:
+            if last > self._contained:
+                what = "no segment holds them, and no checkpoint contains them"
+                yield Finding("damage", {"records": [first, last], "error": what})
         for queue_id, queue in sorted(self._queues.items()):
             yield queue.finding(queue_id)
         yield Finding("total", {"last_sequence": self._sequence, "facts": dict(self._kinds)})
@@ -126,7 +137,7 @@ class _Description:
                 self._doubt = {**place, "error": f"{what}: torn by a crash, or just being written"}
                 break
             yield Finding("damage", {**place, "error": f"{what}; the next record begins at byte {tail.later}"})
-            self._number = 0
+            self._follows = False
             walk = Walk(self._files, segment, start=tail.later, chain=None)
         self._kinds += kinds
         sizes = {"bytes": self._files.size(segment.file), "used": walk.end}
@@ -137,14 +148,18 @@ class _Description:
         )
 
     def _place(self, number: int, found: Found) -> Iterator[Finding]:
-        """Judge a record by the one before; a gap between segments is one that was freed."""
+        """Judge a record by the one before."""
+        sequence = found.head.sequence
         if self._doubt is not None:
             yield Finding("damage", self._doubt)
-            self._doubt = None
-        elif self._number in {number - 1, number} and found.head.sequence != self._sequence + 1 and self._number:
-            missing = f"records {self._sequence + 1} to {found.head.sequence - 1} are missing"
-            yield Finding("damage", {"file": segment_name(number), "byte": found.offset, "error": missing})
-        self._number, self._sequence = number, found.head.sequence
+            self._doubt, self._follows = None, False
+        if self._follows and sequence != self._sequence + 1:
+            if number > self._number + 1:
+                self._gaps.append((self._sequence + 1, sequence - 1))
+            else:
+                missing = f"records {self._sequence + 1} to {sequence - 1} are missing before it"
+                yield Finding("damage", {"file": segment_name(number), "byte": found.offset, "error": missing})
+        self._number, self._sequence, self._follows = number, sequence, True
 
     def _facts(self, name: str, found: Found, kinds: Counter[str]) -> Iterator[Finding]:
         place = {"file": name, "byte": found.offset, "sequence": found.head.sequence}
@@ -200,6 +215,7 @@ class _Description:
             finally:
                 self._files.close(file)
             sequences = [section.sequence for section in sections]
+            self._contained = min(sequences, default=0)
             yield Finding(
                 "checkpoint",
                 {

@@ -21,11 +21,11 @@ from kyogo_broker.journal.base import Record, Section
 from kyogo_broker.journal.checkpoint import checkpoint_name, checkpoint_number, parse_checkpoint
 from kyogo_broker.journal.directory import Directory, Meta
 from kyogo_broker.journal.files import Files
-from kyogo_broker.journal.reserve import ZEROS
 from kyogo_broker.journal.segment_file import (
     HEAD_BYTES,
     HEADER_BYTES,
     NUMBER_SHIFT,
+    ZEROS,
     Found,
     Head,
     Header,

@@ -6,18 +6,16 @@ broker on a full disk go on settling until it can free something.
 
 import errno
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 
 from kyogo_broker.journal.directory import Directory, Meta
 from kyogo_broker.journal.files import Files
 from kyogo_broker.journal.lane import Lane
-from kyogo_broker.journal.segment_file import Header, Segment, segment_name
+from kyogo_broker.journal.segment_file import ZEROS, Header, Segment, segment_name
 
 UNFINISHED = "next.tmp"
-PIECE_BYTES = 1 << 20
-"""Zeros written and synced at once: the log's own syncs wait for no more than this."""
-ZEROS = bytes(PIECE_BYTES)
 
 
 @dataclass(slots=True)
@@ -49,6 +47,7 @@ class Reserve:
         self._made = made
         """Highest number on disk; belongs to the lane."""
         self._slots: deque[Slot] = deque()
+        self._stopped = False
 
     @property
     def short(self) -> bool:
@@ -81,6 +80,10 @@ class Reserve:
         self.fill(slot.number)
         return slot
 
+    def stop(self) -> None:
+        """Break off what is being made; what is ready stays."""
+        self._stopped = True
+
     def close(self) -> None:
         """Let go of the files; the lane must have ended."""
         for slot in self._slots:
@@ -92,13 +95,27 @@ class Reserve:
         if self._made != number - 1:
             raise OSError(errno.ENOSPC, "the segment before could not be made")
         header = Header(self._meta.shard, self._meta.key, number, self._meta.epoch, self._size)
-        segment = make_segment(self._files, self._directory, header)
+        segment = make_segment(self._files, self._directory, header, after_piece=self._after_piece)
         self._made = number
         return segment
 
+    def _after_piece(self, file: int) -> None:
+        """Sync each piece by itself, so that the log's own syncs never wait long."""
+        if self._stopped:
+            raise OSError(errno.ECANCELED, "the journal is being closed")
+        self._files.sync_data(file)
 
-def make_segment(files: Files, directory: Directory, header: Header) -> Segment:
+
+def make_segment(
+    files: Files, directory: Directory, header: Header, *, after_piece: Callable[[int], None] | None = None
+) -> Segment:
     """Write a segment without records under its name, durably.
+
+    Args:
+        files: the file system.
+        directory: where.
+        header: whose size the file gets.
+        after_piece: called with the file after each of many writes; what it raises breaks it off.
 
     Raises:
         OSError: there is no room; nothing of it is left behind.
@@ -108,9 +125,10 @@ def make_segment(files: Files, directory: Directory, header: Header) -> Segment:
     try:
         files.truncate(file, 0)
         files.allocate(file, header.size)
-        for at in range(0, header.size, PIECE_BYTES):
+        for at in range(0, header.size, len(ZEROS)):
             files.write(file, [ZEROS[: header.size - at]], at)
-            files.sync_data(file)
+            if after_piece is not None:
+                after_piece(file)
         packed = header.pack()
         files.write(file, [packed], 0)
         files.sync(file)

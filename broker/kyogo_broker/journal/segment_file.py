@@ -35,6 +35,8 @@ NUMBER_SHIFT = 32
 """position = segment number << 32 | byte in the file."""
 CHUNK_BYTES = 4 << 20
 """Read at once when a segment is read from end to end."""
+ZEROS = bytes(1 << 20)
+"""Written at once where zeros are written, and compared with at once."""
 JOIN_BYTES = 64 << 10
 """Up to here a record's parts are copied into one: cheaper than many buffers."""
 MAGIC = b"KyR1"
@@ -226,17 +228,16 @@ class Tail(NamedTuple):
 def look_behind(files: Files, segment: Segment, start: int, sequence: int) -> Tail:
     """Search for heads of records above `sequence`, from byte `start` to the end of the file."""
     at, dirty_until = start, start
-    while data := files.read(segment.file, CHUNK_BYTES, at):
-        filled = len(data.rstrip(b"\0"))
-        if filled:
+    while len(data := files.read(segment.file, len(ZEROS), at)) >= HEAD_BYTES:
+        if data != ZEROS and (filled := len(data.rstrip(b"\0"))):
             dirty_until = at + filled
-        found = data.find(MAGIC)
-        while 0 <= found <= len(data) - HEAD_BYTES:
-            head = parse_head(data[found : found + HEAD_BYTES], segment.header.anchor)
-            if head is not None and head.sequence > sequence:
-                return Tail(at + found, dirty_until)
-            found = data.find(MAGIC, found + 1)
-        at += max(len(data) - HEAD_BYTES + 1, 1)
-        if len(data) < HEAD_BYTES:
-            break
+            found = data.find(MAGIC)
+            while 0 <= found <= len(data) - HEAD_BYTES:
+                head = parse_head(data[found : found + HEAD_BYTES], segment.header.anchor)
+                if head is not None and head.sequence > sequence:
+                    return Tail(at + found, dirty_until)
+                found = data.find(MAGIC, found + 1)
+        at += len(data) - HEAD_BYTES + 1
+    if filled := len(data.rstrip(b"\0")):
+        dirty_until = at + filled
     return Tail(None, dirty_until)

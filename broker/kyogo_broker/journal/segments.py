@@ -337,6 +337,7 @@ class SegmentJournal:
             return
         self._closed = True
         self._writer.close()
+        self._reserve.stop()
         self._keeper.close()
         self._reserve.close()
         self._files.close(self._writing.file)

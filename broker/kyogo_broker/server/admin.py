@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import TypeVar
 
 from kyogo_broker.engine import Engine
@@ -26,6 +27,7 @@ class Admin:
         calls: Calls,
         figures: Callable[[], wire.BrokerFigures],
         peers: Callable[[], Mapping[int, str]],
+        closing: asyncio.Event,
     ) -> None:
         """Answers for one broker.
 
@@ -34,11 +36,13 @@ class Admin:
             calls: its port.
             figures: the broker's own, now.
             peers: the network address of each port with a stream.
+            closing: set when the broker stops.
         """
         self._engine = engine
         self._calls = calls
         self._figures = figures
         self._peers = peers
+        self._closing = closing
         self._updating = asyncio.Lock()
         """An update reads settings, changes some and writes them all: one at a time."""
 
@@ -118,11 +122,12 @@ class Admin:
         return self._stats(wire.decode_stats(raw))
 
     async def watch_stats(self, raw: bytes, context: Context) -> None:
-        """Show the figures again and again, until the client ends the call."""
+        """Show the figures again and again, until the client ends the call or the broker stops."""
         queue, interval_ms = wire.decode_watch_stats(raw)
-        while True:
+        while not self._closing.is_set():
             await context.write(self._stats(queue))
-            await asyncio.sleep(interval_ms / 1000)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._closing.wait(), interval_ms / 1000)
 
     async def _pause(self, rpc: str, raw: bytes, *, paused: bool) -> bytes:
         queue = wire.decode_queue(rpc, raw)

@@ -8,7 +8,8 @@ from typing import TypeVar
 from kyogo_broker.engine import Engine
 from kyogo_broker.model.commands import Command
 from kyogo_broker.model.effects import AdminDone, Effect, PublishDone
-from kyogo_broker.model.errors import RefusedError
+from kyogo_broker.model.errors import Refusal, RefusedError
+from kyogo_broker.server.stream import StreamClosedError
 
 _Answer = PublishDone | AdminDone
 _A = TypeVar("_A", PublishDone, AdminDone)
@@ -28,6 +29,7 @@ class Calls:
 
         Raises:
             RefusedError: the answer is a refusal.
+            StreamClosedError: the broker stopped first; what was asked for may be done or not.
         """
         tag = next(self._tags)
         asked = command(self._port, tag)
@@ -50,8 +52,9 @@ class Calls:
         if waiter is not None and not waiter.done():
             waiter.set_result(effect)
 
-    def close(self) -> None:
-        """Give the port back; callers that still wait are cancelled."""
+    def close(self, refusal: Refusal) -> None:
+        """Give the port back; who still waits learns that the answer will not come. Idempotent."""
         for waiter in self._waiting.values():
-            waiter.cancel()
+            if not waiter.done():
+                waiter.set_exception(StreamClosedError(refusal))
         self._engine.close_port(self._port)

@@ -4,6 +4,7 @@ start: bind -> serve          stop: refuse what is new -> end the streams -> wai
 the port
 """
 
+import asyncio
 from collections.abc import Callable, Mapping
 
 import grpc
@@ -29,6 +30,8 @@ BACK_IN_MS = 2_000
 """When a client is to come back to a broker that stops: a restart takes about as long."""
 CALLS_BEYOND_LIMITS = 1_000
 """Room in gRPC's own limit for health checks, and for calls that are being refused."""
+LAST_WORD_SECONDS = 0.5
+"""For the status of calls that were not done within the grace."""
 READERS_END_SECONDS = 2.0
 """Readers end a moment after their calls."""
 
@@ -76,13 +79,14 @@ class Server:
         self._calls = Calls(engine)
         self._open: dict[int, tuple[Stream, str]] = {}
         self._stopping = False
+        self._closing = asyncio.Event()
         services = (wire.BROKER_SERVICE, wire.ADMIN_SERVICE, HEALTH_SERVICE, *REFLECTION_SERVICES)
         self.health = Health(services)
         self._grpc = grpc.aio.server(
             options=tuple(OPTIONS.items()),
             maximum_concurrent_rpcs=limits.max_streams + limits.max_calls + CALLS_BEYOND_LIMITS,
         )
-        admin = Admin(engine, self._calls, figures, self._peers)
+        admin = Admin(engine, self._calls, figures, self._peers, self._closing)
         self._register(admin, Reflection(services))
 
     async def start(self, listen: str) -> int:
@@ -116,11 +120,15 @@ class Server:
     async def stop(self, grace_seconds: float) -> None:
         """End all streams and calls, those that are not done within the grace too. Idempotent."""
         self.refuse_new()
+        self._closing.set()
+        self.health.close()
         for stream, _ in list(self._open.values()):
             stream.close(_stopping())
-        await self._grpc.stop(grace_seconds)
+        stopping = asyncio.create_task(self._grpc.stop(grace_seconds + LAST_WORD_SECONDS))
+        await asyncio.wait({stopping}, timeout=grace_seconds)
+        self._calls.close(_stopping())
+        await stopping
         await streams.readers_ended(READERS_END_SECONDS)
-        self._calls.close()
 
     def stats(self) -> AdmissionStats:
         """What is open now."""

@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError, Message
-from grpc_health.v1 import health_pb2
-from grpc_reflection.v1alpha import reflection, reflection_pb2
+from grpc_health.v1 import health_pb2  # type: ignore[import-untyped, unused-ignore]
+from grpc_reflection.v1alpha import reflection, reflection_pb2  # type: ignore[import-untyped, unused-ignore]
 
 from kyogo_broker.server import wire
 from kyogo_broker.server.status import Context
@@ -29,6 +29,7 @@ class Health:
     def __init__(self, services: Iterable[str]) -> None:
         self._services = frozenset(("", *services))
         self._serving = False
+        self._closed = False
         self._changed = asyncio.Event()
 
     def set_serving(self, *, serving: bool) -> None:
@@ -36,6 +37,11 @@ class Health:
         self._serving = serving
         self._changed.set()
         self._changed = asyncio.Event()
+
+    def close(self) -> None:
+        """Let those who watch go."""
+        self._closed = True
+        self.set_serving(serving=False)
 
     async def check(self, raw: bytes, context: Context) -> bytes:
         """One answer."""
@@ -45,9 +51,9 @@ class Health:
         return self._answer(service)
 
     async def watch(self, raw: bytes, context: Context) -> None:
-        """An answer now and at each change."""
+        """An answer now and at each change, until the broker stops."""
         service = _parse(health_pb2.HealthCheckRequest, raw).service
-        while True:
+        while not self._closed:
             changed = self._changed
             await context.write(self._answer(service))
             await changed.wait()
@@ -61,7 +67,8 @@ class Health:
             status = health_pb2.HealthCheckResponse.SERVING
         else:
             status = health_pb2.HealthCheckResponse.NOT_SERVING
-        return health_pb2.HealthCheckResponse(status=status).SerializeToString()
+        encoded: bytes = health_pb2.HealthCheckResponse(status=status).SerializeToString()
+        return encoded
 
 
 class Reflection:

@@ -7,7 +7,9 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.duration_pb2 import Duration
 from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
-from grpc_status import rpc_status
+
+# Typed only where the stub packages are installed.
+from grpc_status import rpc_status  # type: ignore[import-untyped, unused-ignore]
 
 from kyogo_broker.model.errors import ErrorCode, Refusal
 from kyogo_broker.server import wire

@@ -66,17 +66,13 @@ class Calls:
             self._channel = open_channel(self.target, attempt=self._attempt)
         return self._channel
 
-    async def _ask(
-        self, call: "grpc.aio.UnaryUnaryMultiCallable[_Request, _Answer]", request: _Request
-    ) -> _Answer:
+    async def _ask(self, call: "grpc.aio.UnaryUnaryMultiCallable[_Request, _Answer]", request: _Request) -> _Answer:
         asked_on = self._channel
         try:
             return await call(request, timeout=self._timeout, metadata=self.target.metadata())
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
-                text = (
-                    f"no answer from {self.target} within {self._timeout:g} s: whether it was done is unknown"
-                )
+                text = f"no answer from {self.target} within {self._timeout:g} s: whether it was done is unknown"
                 raise UnavailableError(text, code="TIMEOUT") from error
             translated = from_rpc(error, address=str(self.target))
             if isinstance(translated, UnavailableError) and asked_on is self._channel:

@@ -109,9 +109,7 @@ def queue_stats_from_wire(wire: admin_pb2.QueueStats) -> QueueStats:
         parked=wire.parked,
         in_flight=wire.in_flight,
         accepted=wire.accepted,
-        finished=_counts(
-            admin_pb2.FinishReason.DESCRIPTOR, ((row.reason, row.count) for row in wire.finished)
-        ),
+        finished=_counts(admin_pb2.FinishReason.DESCRIPTOR, ((row.reason, row.count) for row in wire.finished)),
         delivered=wire.delivered,
         settled=_counts(broker_pb2.Outcome.DESCRIPTOR, ((row.outcome, row.count) for row in wire.settled)),
         redelivered=_counts(
@@ -166,9 +164,7 @@ def _broker_stats_from_wire(wire: admin_pb2.BrokerStats) -> BrokerStats:
         now_unix_ms=wire.now_unix_ms,
         durability=_lower(broker_pb2.Durability.DESCRIPTOR, wire.durability),
         queues=wire.queues,
-        consumers=_counts(
-            admin_pb2.ConsumerState.DESCRIPTOR, ((row.state, row.count) for row in wire.consumers)
-        ),
+        consumers=_counts(admin_pb2.ConsumerState.DESCRIPTOR, ((row.state, row.count) for row in wire.consumers)),
         publish_streams=wire.publish_streams,
         accepted=wire.accepted,
         delivered=wire.delivered,

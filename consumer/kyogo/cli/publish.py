@@ -17,6 +17,7 @@ from kyogo.admin import Client
 from kyogo.cli.terminal import QueueName, Server, err, refuse_usage, say
 from kyogo.cli.values import pairs
 from kyogo.codec import JSON, TEXT
+from kyogo.outgoing import PublishOptions
 from kyogo.publisher import OffsetRun, Publisher
 
 STDIN = "-"
@@ -41,7 +42,10 @@ def publish(
             show_default=False,
         ),
     ] = None,
-    body: Annotated[str | None, typer.Option(metavar="TEXT", help="One message.", show_default=False)] = None,
+    body: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="One message: a JSON object or array, else text.", show_default=False),
+    ] = None,
     type_: Annotated[
         str, typer.Option("--type", help="The messages' type, such as order.paid.", show_default=False)
     ] = "",
@@ -56,25 +60,31 @@ def publish(
     lines = STDIN if source and lines is None else lines
     if [lines, json_file, body].count(None) != 2 or (source and lines != STDIN):  # noqa: PLR2004  of three
         refuse_usage("name one of --body TEXT, --lines FILE, --json FILE or - (lines of standard input)")
-    headers = pairs(header if header else [], "--header")
+    options: PublishOptions = {"type": type_, "headers": pairs(header if header else [], "--header")}
     if body is not None:
-        runs = asyncio.run(_publish(queue, [body.encode()], TEXT, type_, headers))
+        runs = asyncio.run(_publish(queue, [body.encode()], {**options, "content_type": _content_type(body)}))
+    elif json_file is not None:
+        with _open(json_file) as file, _progress(file) as moved:
+            runs = asyncio.run(_publish(queue, _documents(file, moved), {**options, "content_type": JSON}))
     else:
-        is_json = json_file is not None
-        name = json_file if json_file is not None else str(lines)
-        with _open(name) as file, _progress(file) as moved:
-            rows = _documents(file, moved) if is_json else _lines(file, moved)
-            runs = asyncio.run(_publish(queue, rows, JSON if is_json else TEXT, type_, headers))
+        with _open(str(lines)) as file, _progress(file) as moved:
+            runs = asyncio.run(_publish(queue, _lines(file, moved), {**options, "content_type": TEXT}))
     _print(queue, runs)
 
 
-async def _publish(
-    queue: str, bodies: Iterable[bytes], content_type: str, type_: str, headers: dict[str, str]
-) -> list[OffsetRun]:
+async def _publish(queue: str, bodies: Iterable[bytes], options: PublishOptions) -> list[OffsetRun]:
     async with Client() as client:  # says at once when nobody is there; a publisher would go on trying
         await client.server_info()
     async with Publisher() as publisher:
-        return await publisher.publish_many(queue, bodies, content_type=content_type, type=type_, headers=headers)
+        return await publisher.publish_many(queue, bodies, **options)
+
+
+def _content_type(body: str) -> str:
+    """What a body is that was typed: `{"id": 1}` is meant for a handler that takes a dict."""
+    try:
+        return JSON if isinstance(json.loads(body), dict | list) else TEXT
+    except ValueError:
+        return TEXT
 
 
 def _print(queue: str, runs: list[OffsetRun]) -> None:

@@ -61,7 +61,7 @@ QueueName = Annotated[str, typer.Argument(metavar="QUEUE", help="The queue's nam
 out = Console(highlight=False)
 """Results."""
 err = Console(stderr=True, highlight=False)
-"""Progress, notes, questions and errors."""
+"""Progress, notes, questions and errors. Wrapped for people; one line a message anywhere else."""
 
 
 def ask_broker(call: Callable[[Client], Awaitable[_Answer]]) -> _Answer:
@@ -85,12 +85,12 @@ def print_json(value: object) -> None:
 
 def say(text: str) -> None:
     """A line of the result; names that users gave are text here, never markup."""
-    out.print(text, markup=False, soft_wrap=True)
+    out.print(text, markup=False, soft_wrap=not out.is_terminal)
 
 
 def note(text: str) -> None:
     """A line about what happens."""
-    err.print(text, markup=False, soft_wrap=True)
+    err.print(text, markup=False, soft_wrap=not err.is_terminal)
 
 
 def confirm(question: str, *, yes: bool) -> None:
@@ -129,7 +129,7 @@ def fail(error: KyogoError) -> Exit:
 
 
 def _error(text: str) -> None:
-    err.print(f"[bold red]error:[/] {escape(text)}", soft_wrap=True)
+    err.print(f"[bold red]error:[/] {escape(text)}", soft_wrap=not err.is_terminal)
 
 
 def _plain(value: object) -> object:

@@ -45,7 +45,7 @@ def test_a_newer_kind_and_a_newer_version_are_called_by_their_name() -> None:
 
 def test_a_damaged_fact_is_named_with_its_place() -> None:
     payload = b"".join(encode([EXAMPLES["Settled"], EXAMPLES["QueueDeleted"]]))
-    with pytest.raises(BrokerStopError, match="kind 6 at byte 45 does not decode.*broker inspect"):
+    with pytest.raises(BrokerStopError, match=r"kind 6 at byte 45 does not decode.*broker inspect"):
         decode(payload[:-1] + b"x")
     with pytest.raises(BrokerStopError, match="runs past the end"):
         decode(payload[:-1])

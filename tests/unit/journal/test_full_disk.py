@@ -117,7 +117,7 @@ def test_when_the_reserve_is_used_up_it_stops_and_says_why(disk: Path) -> None:
             append(journal, 30_000)
             answered = journal.sequence - 1
 
-    with pytest.raises(BrokerStopError, match="could not be written.*No space left on device"):
+    with pytest.raises(BrokerStopError, match=r"could not be written.*No space left on device"):
         settle_for_ever()
     assert answered * 30_000 > 2 * 200_000
     journal.close()

@@ -1,6 +1,7 @@
 """The reader for people: it tells what is there, changes nothing, and is not stopped by damage."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 
@@ -27,7 +28,7 @@ def published(first: int, count: int, size: int = 100) -> Published:
     return Published(7, first, Batch(b"\x1b" * count * size, range(size, size * count + 1, size)), 5)
 
 
-def written(*records: list[Fact]) -> tuple[FaultyDisk, SegmentJournal]:
+def written(*records: Sequence[Fact]) -> tuple[FaultyDisk, SegmentJournal]:
     disk = FaultyDisk()
     journal = SegmentJournal(DIR, SETTINGS, files=disk, lane=InlineLane)
     journal.open()
@@ -65,7 +66,7 @@ def test_tells_what_stands_where() -> None:
 
 
 def test_shows_every_fact_but_no_body() -> None:
-    disk, _ = written(list(EXAMPLES.values()))
+    disk, _ = written(*([fact] for fact in EXAMPLES.values()))
     found = findings(disk, "fact", facts=True)
     assert [one.fields["kind"] for one in found] == [type(fact).__name__ for fact in EXAMPLES.values()]
     shown = found[list(EXAMPLES).index("Moved, consecutive")]
@@ -149,9 +150,14 @@ def test_missing_segments_headers_checkpoints_and_meta_are_damage() -> None:
     assert damage.damaged
 
 
-def test_freed_segments_are_no_damage() -> None:
+def test_missing_records_are_damage_unless_a_checkpoint_contains_them() -> None:
     disk, journal = written(*([published(n * 10, 10, 140)] for n in range(1, 9)))
     journal.free(below=8, live={1 << 32 | 64: 1})
+    (damage,) = findings(disk, "damage")
+    assert damage.fields["records"] == [4, 6]
+    writer = journal.begin_checkpoint()
+    writer.add(Section(0, 6, b"xyz"))
+    writer.commit().result()
     assert [one.fields["file"] for one in findings(disk, "segment")][:2] == ["0000000001.segment", "0000000003.segment"]
     assert findings(disk, "damage") == []
 

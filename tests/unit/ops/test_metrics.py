@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -117,7 +116,7 @@ def value(name: str, of: Samples | None = None, **labels: str) -> float:
     ],
 )
 def test_a_figure_is_shown(name: str, labels: dict[str, str], expected: float) -> None:
-    assert value(name, **labels) == expected
+    assert value(name, None, **labels) == expected
 
 
 def test_the_process_is_shown() -> None:

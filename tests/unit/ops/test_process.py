@@ -1,6 +1,7 @@
 """The process's figures."""
 
 import gc
+from pathlib import Path
 
 import pytest
 
@@ -14,7 +15,7 @@ def test_memory_is_high_above_the_limit_only() -> None:
     assert Process().memory_limit_bytes > 1 << 28
 
 
-def test_a_containers_limit_counts(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_containers_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "memory.max"
     monkeypatch.setattr(process, "_CGROUP_LIMIT", file)
     whole = Process().memory_limit_bytes

@@ -8,6 +8,7 @@ from kyogo_broker.model.commands import PauseQueue
 from kyogo_broker.model.effects import AdminDone
 from kyogo_broker.model.errors import ErrorCode, Refusal, RefusedError
 from kyogo_broker.server.calls import Calls
+from kyogo_broker.server.stream import StreamClosedError
 from tests.support.edge import FakeEngine, settle_down
 
 
@@ -47,12 +48,12 @@ async def test_an_answer_to_a_caller_that_gave_up_is_dropped() -> None:
     assert calls._waiting == {}
 
 
-async def test_closing_cancels_who_waits() -> None:
+async def test_closing_tells_who_waits() -> None:
     engine = FakeEngine()
     calls = Calls(engine)
     calling = ask(calls)
     await settle_down()
-    calls.close()
-    await asyncio.wait({calling})
-    assert calling.cancelled()
+    calls.close(Refusal(ErrorCode.BROKER_DRAINING, "stopping"))
+    with pytest.raises(StreamClosedError, match="stopping"):
+        await calling
     assert engine.closed == [1]

@@ -16,7 +16,6 @@ from kyogo_broker.model.effects import (
     Deliver,
     Delivery,
     EndStream,
-    PartRefused,
     SettleDone,
     SettleResult,
 )
@@ -170,7 +169,7 @@ async def test_no_read_is_ever_cancelled() -> None:
 async def test_what_came_before_the_detach_is_answered_before_the_end() -> None:
     async with harness() as it:
         await it.attach()
-        ack = pb.Settlement(outcome=1, ranges=[pb.FenceRange(first=1, last=1)])
+        ack = pb.Settlement(outcome=pb.OUTCOME_ACK, ranges=[pb.FenceRange(first=1, last=1)])
         await it.feed(pb.ConsumeRequest(settlements=[ack]), DETACH)
         it.context.end()
         await settle_down()

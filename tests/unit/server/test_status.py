@@ -1,5 +1,7 @@
 """Every code has a status, and travels with its reason."""
 
+from typing import Any
+
 import grpc
 import pytest
 
@@ -7,7 +9,7 @@ from kyogo.v1 import broker_pb2 as pb
 from kyogo_broker.model.errors import ErrorCode, Refusal
 from kyogo_broker.server import status
 from kyogo_broker.server.wire.answers import error
-from tests.support.edge import failure_from
+from tests.support.edge import Failure, failure_from
 
 
 class Context:
@@ -26,13 +28,13 @@ class Context:
         assert self.status is not None
         return self.status.details
 
-    def trailing_metadata(self):
+    def trailing_metadata(self) -> Any:
         assert self.status is not None
         return self.status.trailing_metadata
 
 
-async def aborted(refusal: Refusal, code: grpc.StatusCode | None = None):
-    context = Context()
+async def aborted(refusal: Refusal, code: grpc.StatusCode | None = None) -> Failure:
+    context: Any = Context()
     with pytest.raises(grpc.aio.AbortError):
         await status.abort(context, refusal, code)
     return failure_from(context)
@@ -61,7 +63,7 @@ async def test_a_wait_travels_along() -> None:
 
 async def test_a_status_fits_into_a_clients_headers() -> None:
     metadata = {f"{n}" * 1_000: "v" * 10_000 for n in range(50)}
-    context = Context()
+    context: Any = Context()
     with pytest.raises(grpc.aio.AbortError):
         await status.abort(context, Refusal(ErrorCode.INTERNAL, "ü" * 10_000, 5, metadata))
     assert context.status is not None

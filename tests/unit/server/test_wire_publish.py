@@ -16,7 +16,7 @@ LIMITS = Limits()
 
 TEXTS = st.text(max_size=20)
 MESSAGES = st.builds(
-    lambda **fields: pb.Message(**fields),
+    pb.Message,
     id=TEXTS,
     body=st.binary(max_size=300),
     content_type=TEXTS,
@@ -160,7 +160,7 @@ def test_what_is_not_built_is_refused_by_name_and_index(field: str, value: Any) 
 
 
 @pytest.mark.parametrize("fields", [{"priority": 4}, {"ttl_ms": 0}])
-def test_a_default_that_is_said_is_no_feature(fields: dict[str, int]) -> None:
+def test_a_default_that_is_said_is_no_feature(fields: dict[str, Any]) -> None:
     assert decode(request(pb.Message(body=b"x", **fields))).batch.count == 1
 
 

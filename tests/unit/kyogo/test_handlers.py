@@ -1,0 +1,131 @@
+"""What can be a handler, and which one is found."""
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from kyogo.codec import Codecs
+from kyogo.errors import ConfigurationError
+from kyogo.handlers import HandlerOptions, Handlers
+from kyogo.message import Message
+from tests.support.sdk_sessions import attached_session, deliver
+
+if TYPE_CHECKING:
+    from decimal import Decimal
+
+
+def add(function, type_=None, queue="orders", handlers=None):
+    handlers = Handlers(Codecs()) if handlers is None else handlers
+    return handlers.add(queue, type_, function, HandlerOptions())
+
+
+def message(body=b'{"a":1}', type_=""):
+    session = attached_session()
+    (delivery,) = deliver(session, 1)
+    delivery._wire.body, delivery._wire.type = body, type_
+    return delivery
+
+
+class Callable_:
+    async def __call__(self, body: dict) -> None: ...
+
+    def method(self, body: bytes, message: Message) -> None: ...
+
+
+def plain(body): ...
+def text(body: str): ...
+def late_hint(body: "Decimal", message: "Message"): ...
+def optional(body: bytes, message: Message | None = None): ...
+def defaulted(body: bytes, retries: int = 3): ...
+def only_message(message: Message): ...
+async def coroutine(body: list, message): ...
+
+
+MESSAGE = object()
+CALLED = [
+    (plain, False, ({"a": 1},)),
+    (text, False, ('{"a":1}',)),
+    (late_hint, False, ({"a": 1}, MESSAGE)),
+    (optional, False, (b'{"a":1}', MESSAGE)),
+    (defaulted, False, (b'{"a":1}',)),
+    (only_message, False, (MESSAGE,)),
+    (Callable_(), True, ({"a": 1},)),
+    (Callable_().method, False, (b'{"a":1}', MESSAGE)),
+    (functools.partial(optional), False, (b'{"a":1}', MESSAGE)),
+    (lambda body: None, False, ({"a": 1},)),
+]
+
+
+@pytest.mark.parametrize(("function", "is_async", "arguments"), CALLED)
+def test_how_it_is_called(function, is_async, arguments):
+    handler = add(function)
+    delivery = message()
+    assert handler.is_async is is_async
+    expected = tuple(delivery if argument is MESSAGE else argument for argument in arguments)
+    assert handler.arguments(delivery) == expected
+
+
+def nothing(): ...
+def three(a, b, c): ...
+def keyword(body, *, needed): ...
+def second_is_not_message(body, other: int): ...
+def generator(body):
+    yield
+
+
+async def async_generator(body):
+    yield
+
+
+@pytest.mark.parametrize("function", [nothing, three, keyword, second_is_not_message, generator, async_generator])
+def test_what_cannot_be_called_is_refused_at_registration(function):
+    with pytest.raises(ConfigurationError):
+        add(function)
+
+
+def test_async_is_seen():
+    assert add(coroutine).is_async
+
+
+def find(handlers, type_):
+    found = handlers.find(message(type_=type_))
+    return found and found.function
+
+
+def test_the_type_decides_and_the_catch_all_takes_the_rest():
+    handlers = Handlers(Codecs())
+    add(plain, "a", handlers=handlers)
+    assert find(handlers, "a") is plain
+    assert find(handlers, "b") is None
+    add(text, None, handlers=handlers)
+    assert find(handlers, "a") is plain
+    assert find(handlers, "b") is text
+    assert find(handlers, "") is text
+
+
+def test_a_lone_catch_all_takes_everything():
+    handlers = Handlers(Codecs())
+    add(plain, None, handlers=handlers)
+    assert find(handlers, "anything") is plain
+
+
+@pytest.mark.parametrize("type_", [None, "a"])
+def test_a_place_can_be_taken_once(type_):
+    handlers = Handlers(Codecs())
+    add(plain, type_, handlers=handlers)
+    with pytest.raises(ConfigurationError, match="already"):
+        add(text, type_, handlers=handlers)
+
+
+def test_queues_keep_the_order_of_registration():
+    handlers = Handlers(Codecs())
+    for queue in ("z", "a", "z"):
+        add(plain, f"{len(handlers.all())}", queue, handlers)
+    assert handlers.queues == ("z", "a")
+
+
+def test_annotations_of_any_are_by_content_type():
+    def handler(body: Any): ...
+
+    assert add(handler).arguments(message(b"[1]")) == ([1],)
