@@ -30,7 +30,7 @@ from kyogo_broker.model.commands import Drain, Heartbeat
 from kyogo_broker.model.errors import BrokerStopError
 from kyogo_broker.ops.logs import NoticeLog, configure_logs
 from kyogo_broker.ops.metrics import Snapshot
-from kyogo_broker.ops.process import Process, settle_garbage, tune_memory
+from kyogo_broker.ops.process import Process, settle_garbage, tune_memory, tune_threads
 from kyogo_broker.ops.recent import SAMPLE_SECONDS, RecentFigures
 from kyogo_broker.ops.web import Web
 from kyogo_broker.recovery import recover
@@ -58,6 +58,7 @@ def serve(config: Config) -> int:
     """Run a broker until it is told to stop; returns the process's exit code."""
     people = configure_logs(config.log)
     tune_memory()
+    tune_threads()
     try:
         app = App(config, people=people)
     except BrokerStopError as error:

@@ -234,7 +234,7 @@ class Engine:
         for effect in effects:
             self._release(effect)
         if not self._pending:
-            self._checkpointing.advance()
+            self._checkpointing.advance(loads=self._loads)
             if not self._loads:
                 copy = self._checkpointing.next_copy()
                 if copy is not None:
@@ -328,4 +328,6 @@ class Engine:
         if self._pending:
             pending, self._pending = self._pending, []
             await asyncio.wrap_future(self._journal.append(self._journal.sequence, encode(pending)))
+        # What is still being read is not wanted any more, but must not be freed under its reader.
+        self._reader.shutdown(wait=True, cancel_futures=True)
         self._checkpointing.finish()

@@ -49,10 +49,13 @@ _SERVICE_CONFIG = json.dumps(
 )
 
 
-def channel_options() -> list[tuple[str, str | int]]:
+def channel_options(*, repeat_calls: bool = True) -> list[tuple[str, str | int]]:
     """What every channel is opened with.
 
     Keepalive pings find a cut network; whether the broker still thinks is the heartbeats' business.
+
+    Args:
+        repeat_calls: see `open_channel`.
     """
     return [
         ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
@@ -64,22 +67,24 @@ def channel_options() -> list[tuple[str, str | int]]:
         ("grpc.use_local_subchannel_pool", 1),
         ("grpc.max_receive_message_length", FRAME_BYTES_MAX),
         ("grpc.max_send_message_length", FRAME_BYTES_MAX),
-        ("grpc.enable_retries", 1),
+        ("grpc.enable_retries", int(repeat_calls)),
         ("grpc.service_config", _SERVICE_CONFIG),
     ]
 
 
-def open_channel(target: Target, *, attempt: int = 0) -> grpc.aio.Channel:
+def open_channel(target: Target, *, attempt: int = 0, repeat_calls: bool = True) -> grpc.aio.Channel:
     """A channel to one of the target's addresses. Nothing is sent before the first call.
 
     Args:
         target: where and as whom.
         attempt: counts the tries; the addresses are taken in turn.
+        repeat_calls: whether gRPC repeats calls while the broker is away; not for who reconnects by itself.
     """
     address = target.addresses[attempt % len(target.addresses)]
+    options = channel_options(repeat_calls=repeat_calls)
     if target.tls:
         credentials = grpc.ssl_channel_credentials(root_certificates=target.ca)
-        return grpc.aio.secure_channel(address, credentials, options=channel_options())
+        return grpc.aio.secure_channel(address, credentials, options=options)
     if target.token is not None and not address.startswith(_LOOPBACK):
         _log.warning("the token goes to %s in the clear: use kyogos:// for TLS", address)
-    return grpc.aio.insecure_channel(address, options=channel_options())
+    return grpc.aio.insecure_channel(address, options=options)

@@ -175,7 +175,7 @@ class Consumer:
 
     async def _attach_once(self, target: Target, attempt: int) -> Ending:
         executor = self._the_executor()
-        channel = open_channel(target, attempt=attempt)
+        channel = open_channel(target, attempt=attempt, repeat_calls=False)
         session = self.session = Session(self._attachment(), executor)
         self._stream = Stream(
             wire.consume(channel, target.metadata()),

@@ -190,6 +190,30 @@ def from_rpc(error: grpc.RpcError, *, address: str = "") -> KyogoError:
     return refusal(status.name, f"{text}{place}")
 
 
+def from_stream(error: grpc.RpcError, *, address: str = "") -> KyogoError:
+    """The error for a stream that ended with a gRPC status.
+
+    As `from_rpc`, but what gRPC itself says when a connection breaks (INTERNAL, UNKNOWN, CANCELLED and others, without
+    the broker's details) is a lost connection: what follows is another stream, and nothing is done twice by it.
+    """
+    known = from_rpc(error, address=address)
+    status = error.code() if callable(getattr(error, "code", None)) else grpc.StatusCode.UNKNOWN
+    if known.code != status.name or status in _FINAL_FOR_STREAMS:
+        return known
+    return UnavailableError(f"the stream to the broker broke: {known}")
+
+
+_FINAL_FOR_STREAMS = frozenset(
+    {
+        grpc.StatusCode.UNAVAILABLE,  # says so already
+        grpc.StatusCode.UNAUTHENTICATED,
+        grpc.StatusCode.PERMISSION_DENIED,
+        grpc.StatusCode.INVALID_ARGUMENT,
+        grpc.StatusCode.FAILED_PRECONDITION,
+    }
+)
+
+
 def _details(error: grpc.RpcError) -> KyogoError | None:
     """The error as the broker's ErrorInfo and RetryInfo describe it; None without them."""
     trailing = error.trailing_metadata() if callable(getattr(error, "trailing_metadata", None)) else None

@@ -77,6 +77,8 @@ class _Request:
     lane: "_Lane"
     entries: list[_Entry]
     data: bytes
+    sent_at: float
+    """The last time it was sent."""
     expired: int = 0
     """So many of the entries, from the front, have passed their deadline."""
 
@@ -174,6 +176,7 @@ class Outbox:
         while self._resend:
             request = self._resend.popleft()
             if self._under_way.get(request.id) is request:  # else its last deadline has passed
+                request.sent_at = now
                 return request.data
         for name in [name for name in self._delayed if self._lanes[name].not_before <= now]:
             self._delayed.discard(name)
@@ -186,26 +189,27 @@ class Outbox:
                 continue
             entries = self._batch(lane)
             if entries:
-                return self._send(lane, entries)
+                return self._send(lane, entries, now)
         return None
 
-    def expire(self, now: float) -> bool:
+    def expire(self, now: float) -> float | None:
         """Give up what has passed its deadline.
 
         Returns:
-            Whether a request was under way unanswered until its deadline.
+            When the newest request was sent of which a part was given up unanswered. None: there is none.
         """
-        unanswered = False
+        unanswered: list[float] = []
         for lane in list(self._lanes.values()):
             late: list[_Entry] = []
             while lane.waiting and lane.waiting[0].deadline <= now:
                 late.append(lane.waiting.popleft())
             self._drop(late, self._why_late(lane))
-            if lane.request is not None:
-                unanswered |= self._expire_request(lane.request, now)
+            if lane.request is not None and self._expire_request(lane.request, now):
+                unanswered.append(lane.request.sent_at)
+                self._end_if_expired(lane.request)
             if not lane.waiting and lane.request is None:
                 self._forget(lane)
-        return unanswered
+        return max(unanswered, default=None)
 
     def due(self) -> float | None:
         """When `expire` or `next_request` is to be called next, if nothing else happens. None: never."""
@@ -240,13 +244,13 @@ class Outbox:
             entries.append(waiting.popleft())
         return entries
 
-    def _send(self, lane: _Lane, entries: list[_Entry]) -> bytes:
+    def _send(self, lane: _Lane, entries: list[_Entry], now: float) -> bytes:
         lane.singles = max(0, lane.singles - 1)
         self._request_id += 1
         data = wire.publish_request(
             lane.destination, self._request_id, self._producer_id, [entry.field for entry in entries]
         )
-        lane.request = self._under_way[self._request_id] = _Request(self._request_id, lane, entries, data)
+        lane.request = self._under_way[self._request_id] = _Request(self._request_id, lane, entries, data, now)
         return data
 
     def _confirm(self, request: _Request, runs: Iterable[wire.OffsetRun]) -> None:
@@ -288,13 +292,16 @@ class Outbox:
             entries[request.expired].fail(error)
             request.expired += 1
             late = True
-        if request.expired == len(entries):
-            for entry in entries:
-                self._forget_entry(entry)
-            del self._under_way[request.id]
-            request.lane.request = None
-            self._enqueue(request.lane)
         return late
+
+    def _end_if_expired(self, request: _Request) -> None:
+        if request.expired < len(request.entries):
+            return
+        for entry in request.entries:
+            self._forget_entry(entry)
+        del self._under_way[request.id]
+        request.lane.request = None
+        self._enqueue(request.lane)
 
     def _why_late(self, lane: _Lane) -> KyogoError:
         """Why a message that waits was not sent, or was sent and refused; certain not to be stored."""

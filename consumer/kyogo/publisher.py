@@ -305,16 +305,14 @@ class Publisher:
         except ConfigurationError as error:
             return error
         address = target.addresses[attempt % len(target.addresses)]
-        channel = open_channel(target, attempt=attempt)
+        channel = open_channel(target, attempt=attempt, repeat_calls=False)
         try:
             limits = await wire.server_limits(channel, target.metadata(), timeout=_INFO_TIMEOUT)
             if limits.max_message_bytes:
                 self._message_bytes_max = limits.max_message_bytes
             return await self._serve(wire.publish_stream(channel, target.metadata()))
         except grpc.aio.AioRpcError as error:
-            if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
-                return UnavailableError(f"the broker at {address} does not answer")
-            return errors.from_rpc(error, address=address)
+            return errors.from_stream(error, address=address)
         except asyncio.CancelledError:
             if not self._gave_up:  # we are cancelled ourselves; the call says so in both cases
                 raise
@@ -369,7 +367,8 @@ class Publisher:
     def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
         now = loop.time()
         self._timer = None
-        if self._outbox.expire(now) and self._call is not None and now - self._heard >= self.timeout:
+        sent_at = self._outbox.expire(now)
+        if sent_at is not None and self._call is not None and self._heard <= sent_at:
             self._gave_up = True
             self._call.cancel()  # nothing at all came for so long: another stream may do better
         self._settle()

@@ -120,7 +120,7 @@ class Stream:
                     self._act(actions)
             code = await self._call.code()
         except grpc.aio.AioRpcError as error:
-            return self._aborted or errors.from_rpc(error, address=self._address)
+            return self._aborted or errors.from_stream(error, address=self._address)
         except KyogoError as error:  # the frame was against the contract
             return error
         except asyncio.CancelledError:

@@ -121,6 +121,11 @@ class Worker:
         self._consumer: Consumer | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
+    @property
+    def queues(self) -> tuple[str, ...]:
+        """Every queue that has a handler."""
+        return self._handlers.queues
+
     # --- handlers and middleware ---
 
     def handle(

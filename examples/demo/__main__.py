@@ -20,7 +20,8 @@ from rich.console import Console
 from examples.demo.cast import BrokerFailedError, Cast
 from examples.demo.ledger import Ledger, expected_sums, read
 from examples.demo.view import Player, Scene, View, make_view
-from kyogo import Publisher
+from kyogo import Publisher, UnavailableError
+from kyogo.admin import Client
 
 CSV = Path(__file__).resolve().parents[2] / "tests" / "data" / "nyc_taxi.csv"
 QUEUE = "taxi"
@@ -32,7 +33,7 @@ PUBLISH_SECONDS = 4.0
 KILL_WORKER_AT = 0.25
 KILL_BROKER_AT = 0.5
 """Shares of the rows that are written when it happens."""
-DEADLINE_SECONDS = 60.0
+DEADLINE_SECONDS = 25.0
 LOOK_SECONDS = 0.05
 
 
@@ -46,6 +47,7 @@ class Demo:
         self._ledger = Ledger(cast.ledger)
         self._began = time.monotonic()
         self._published = 0
+        self._drained = False
         self._note = ""
         self._looked = asyncio.Condition()
         self._written: Counter[str] = Counter()
@@ -70,6 +72,15 @@ class Demo:
                 self._published += len(part)
                 await asyncio.sleep(pause)
         self._view.tell(f"all {self._published:,} rows are published, and durable")
+        await self._until_drained()
+
+    async def _until_drained(self) -> None:
+        async with Client(self._cast.address) as admin:
+            while not self._drained:
+                await asyncio.sleep(LOOK_SECONDS)
+                with contextlib.suppress(UnavailableError):
+                    stats = (await admin.get_queue(QUEUE)).stats
+                    self._drained = stats.ready + stats.delayed + stats.in_flight == 0
 
     async def _accidents(self) -> None:
         await self._until_written(KILL_WORKER_AT)
@@ -90,12 +101,14 @@ class Demo:
             await self._looked.wait_for(lambda: self._written.total() >= share * len(self._rows))
 
     async def _watch(self) -> None:
+        """Ends with a last look, when the broker has nothing left."""
         while True:
+            drained = self._drained
             async with self._looked:
                 self._written = self._ledger.written_by()
                 self._looked.notify_all()
             self._view.show(self._scene())
-            if self._written.total() >= len(self._rows) == self._published:
+            if drained:
                 return
             await asyncio.sleep(LOOK_SECONDS)
 

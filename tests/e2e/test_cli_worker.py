@@ -1,6 +1,7 @@
 """`kyogo worker`: a module's worker in one process or several, which share, die and stop."""
 
 import json
+import os
 import signal
 import sys
 from pathlib import Path
@@ -35,6 +36,11 @@ def module(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def path(module: Path) -> str:
+    """Where children find the module, and whatever this process finds."""
+    return os.pathsep.join([str(module), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
 @pytest.mark.parametrize(
     ("target", "says"),
     [("nowhere:app", "nowhere"), ("jobs:nothing", "nothing of that name"), ("jobs:json", "kyogo.Worker")],
@@ -51,7 +57,7 @@ async def test_a_worker_that_cannot_be_loaded_is_usage(
 async def test_several_processes_share_die_and_stop(children: Processes, broker: Broker, module: Path) -> None:
     await make_queue(broker.address, QUEUE)
     command = (sys.executable, "-m", "kyogo.cli", "worker", "jobs:app", "--processes", "3")
-    supervisor = children.run("supervisor", *command, KYOGO_URL=broker.address, PYTHONPATH=str(module))
+    supervisor = children.run("supervisor", *command, KYOGO_URL=broker.address, PYTHONPATH=path(module))
     await stats_when(broker.address, QUEUE, lambda stats: stats.consumers == 3, "three consumers")
 
     # One that dies is replaced; what it ran is not lost, it goes to another one.
@@ -69,7 +75,7 @@ async def test_several_processes_share_die_and_stop(children: Processes, broker:
 async def test_a_killed_supervisor_takes_its_workers_with_it(children: Processes, broker: Broker, module: Path) -> None:
     await make_queue(broker.address, QUEUE)
     command = (sys.executable, "-m", "kyogo.cli", "worker", "jobs:app", "--processes", "2")
-    supervisor = children.run("supervisor", *command, KYOGO_URL=broker.address, PYTHONPATH=str(module))
+    supervisor = children.run("supervisor", *command, KYOGO_URL=broker.address, PYTHONPATH=path(module))
     await stats_when(broker.address, QUEUE, lambda stats: stats.consumers == 2, "two consumers")
     supervisor.send(signal.SIGKILL)
     await stats_when(broker.address, QUEUE, lambda stats: stats.consumers == 0, "no consumers")

@@ -186,21 +186,6 @@ async def test_queues_are_limited() -> None:
         assert (failure.code, failure.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "LIMIT_EXCEEDED")
 
 
-async def test_two_updates_at_once_do_not_undo_each_other(edge: Broker) -> None:
-    await create(edge, "orders")
-    changes = [
-        admin.QueueSettings(max_attempts=7),
-        admin.QueueSettings(max_losses=7),
-        admin.QueueSettings(max_consumers=7),
-    ]
-    requests = [admin.UpdateQueueRequest(queue="orders", settings=change) for change in changes]
-    calls = [edge.admin.UpdateQueue(request) for request in requests]
-    for call in calls:
-        await call
-    settings = (await edge.admin.GetQueue(admin.GetQueueRequest(queue="orders"))).queue.settings
-    assert (settings.max_attempts, settings.max_losses, settings.max_consumers) == (7, 7, 7)
-
-
 BUILT = {
     wire.BROKER_SERVICE: {"GetServerInfo", "Publish", "PublishStream", "Consume"},
     wire.ADMIN_SERVICE: {

@@ -4,6 +4,8 @@ import asyncio
 import contextvars
 import logging
 import threading
+from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
@@ -14,16 +16,16 @@ from tests.support.sdk_workers import serving, worker
 
 
 @pytest.fixture
-async def broker():
+async def broker() -> AsyncIterator[Any]:
     async with fake_broker() as running:
         yield running
 
 
-async def test_returning_means_ack_whatever_the_value(broker: FakeBroker):
+async def test_returning_means_ack_whatever_the_value(broker: FakeBroker) -> None:
     app, seen = worker(broker), []
 
     @app.handle("orders")
-    async def handle(order: dict, message: Message) -> bool:
+    async def handle(order: dict[str, Any], message: Message) -> bool:
         seen.append((order, message.fence))
         return False
 
@@ -35,11 +37,11 @@ async def test_returning_means_ack_whatever_the_value(broker: FakeBroker):
     assert session.detached
 
 
-async def test_a_batch_takes_few_frames(broker: FakeBroker):
+async def test_a_batch_takes_few_frames(broker: FakeBroker) -> None:
     app = worker(broker)
 
     @app.handle("orders")
-    async def handle(order: dict) -> None: ...
+    async def handle(order: dict[str, Any]) -> None: ...
 
     async with serving(app):
         session = await broker.session()
@@ -86,7 +88,7 @@ EXPECTED = {
 }
 
 
-async def test_what_is_raised_decides_and_never_ends_the_worker(broker: FakeBroker):
+async def test_what_is_raised_decides_and_never_ends_the_worker(broker: FakeBroker) -> None:
     app = worker(broker)
     outcomes(app)
     async with serving(app):
@@ -105,7 +107,9 @@ async def test_what_is_raised_decides_and_never_ends_the_worker(broker: FakeBrok
     assert (stats.acked, stats.retried, stats.released, stats.dead_lettered) == (2, 5, 1, 2)
 
 
-async def test_failures_are_logged_each_kind_once_a_second(broker: FakeBroker, caplog):
+async def test_failures_are_logged_each_kind_once_a_second(
+    broker: FakeBroker, caplog: pytest.LogCaptureFixture
+) -> None:
     app = worker(broker)
 
     @app.handle("orders")
@@ -120,11 +124,11 @@ async def test_failures_are_logged_each_kind_once_a_second(broker: FakeBroker, c
     assert any(record.exc_info for record in caplog.records)
 
 
-async def test_a_body_that_cannot_be_decoded_is_a_retry(broker: FakeBroker):
+async def test_a_body_that_cannot_be_decoded_is_a_retry(broker: FakeBroker) -> None:
     app = worker(broker)
 
     @app.handle("orders")
-    async def handle(order: dict) -> None: ...
+    async def handle(order: dict[str, Any]) -> None: ...
 
     async with serving(app):
         session = await broker.session()
@@ -133,7 +137,7 @@ async def test_a_body_that_cannot_be_decoded_is_a_retry(broker: FakeBroker):
         assert (session.outcomes[1], session.settlements[1].error_type) == ("RETRY", "DecodeError")
 
 
-async def test_handlers_by_queue_and_type(broker: FakeBroker):
+async def test_handlers_by_queue_and_type(broker: FakeBroker) -> None:
     app, seen = worker(broker), []
 
     @app.handle("orders", "paid")
@@ -158,7 +162,9 @@ async def test_handlers_by_queue_and_type(broker: FakeBroker):
     assert len(broker.sessions) == 1
 
 
-async def test_an_unknown_type_is_held_then_released_and_reported(broker: FakeBroker, caplog, monkeypatch):
+async def test_an_unknown_type_is_held_then_released_and_reported(
+    broker: FakeBroker, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("kyogo.parking.HOLD_SECONDS", 0.05)
     app = worker(broker, concurrency=1)
 
@@ -179,7 +185,7 @@ async def test_an_unknown_type_is_held_then_released_and_reported(broker: FakeBr
     assert "no handler" in caplog.text
 
 
-async def test_what_is_held_makes_room_for_others_and_goes_back_when_called(broker: FakeBroker):
+async def test_what_is_held_makes_room_for_others_and_goes_back_when_called(broker: FakeBroker) -> None:
     app = worker(broker, concurrency=4)
 
     @app.handle("orders", "paid")
@@ -196,7 +202,7 @@ async def test_what_is_held_makes_room_for_others_and_goes_back_when_called(brok
         assert app.stats().parked == 0
 
 
-async def test_never_more_than_concurrency_at_once_and_started_says_which(broker: FakeBroker):
+async def test_never_more_than_concurrency_at_once_and_started_says_which(broker: FakeBroker) -> None:
     app, running, most, gate = worker(broker, concurrency=3), 0, 0, asyncio.Event()
 
     @app.handle("orders")
@@ -217,7 +223,7 @@ async def test_never_more_than_concurrency_at_once_and_started_says_which(broker
     assert most == 3
 
 
-async def test_context_variables_of_one_message_are_not_seen_by_the_next(broker: FakeBroker):
+async def test_context_variables_of_one_message_are_not_seen_by_the_next(broker: FakeBroker) -> None:
     app, seen = worker(broker, concurrency=1), []
     variable = contextvars.ContextVar("variable", default="clean")
 
@@ -232,7 +238,7 @@ async def test_context_variables_of_one_message_are_not_seen_by_the_next(broker:
     assert seen == ["clean"] * 3
 
 
-async def test_a_timeout_in_a_handler_is_the_handlers_own(broker: FakeBroker):
+async def test_a_timeout_in_a_handler_is_the_handlers_own(broker: FakeBroker) -> None:
     app = worker(broker, concurrency=1)
 
     @app.handle("orders")
@@ -246,7 +252,7 @@ async def test_a_timeout_in_a_handler_is_the_handlers_own(broker: FakeBroker):
         assert [session.settlements[f].error_type for f in (1, 2)] == ["TimeoutError"] * 2
 
 
-async def test_the_loop_breathes_between_handlers_that_never_wait(broker: FakeBroker):
+async def test_the_loop_breathes_between_handlers_that_never_wait(broker: FakeBroker) -> None:
     app, turns = worker(broker), 0
 
     async def count_turns() -> None:
@@ -270,12 +276,12 @@ async def test_the_loop_breathes_between_handlers_that_never_wait(broker: FakeBr
 # --- threads ---
 
 
-async def test_plain_functions_run_in_threads(broker: FakeBroker):
+async def test_plain_functions_run_in_threads(broker: FakeBroker) -> None:
     app, names = worker(broker, concurrency=2), set()
     barrier = threading.Barrier(2, timeout=10)
 
     @app.handle("orders")
-    def handle(order: dict) -> None:
+    def handle(order: dict[str, Any]) -> None:
         names.add(threading.current_thread().name)
         barrier.wait()  # both have to be here at once
 
@@ -295,7 +301,7 @@ async def test_plain_functions_run_in_threads(broker: FakeBroker):
         (StopIteration, "RuntimeError"),  # as Python makes of it in any coroutine
     ],
 )
-async def test_whatever_a_thread_raises_is_a_retry(broker: FakeBroker, error, name):
+async def test_whatever_a_thread_raises_is_a_retry(broker: FakeBroker, error: Any, name: Any) -> None:
     app = worker(broker)
 
     @app.handle("orders")
@@ -308,13 +314,13 @@ async def test_whatever_a_thread_raises_is_a_retry(broker: FakeBroker, error, na
         assert (session.outcomes[1], session.settlements[1].error_type) == ("RETRY", name)
 
 
-async def test_a_coroutine_out_of_a_thread_is_an_error(broker: FakeBroker):
+async def test_a_coroutine_out_of_a_thread_is_an_error(broker: FakeBroker) -> None:
     app = worker(broker)
 
     async def real(body: bytes) -> None: ...
 
     @app.handle("orders")
-    def handle(body: bytes):
+    def handle(body: bytes) -> Any:
         return real(body)
 
     async with serving(app):
@@ -326,7 +332,7 @@ async def test_a_coroutine_out_of_a_thread_is_an_error(broker: FakeBroker):
 # --- middleware and publishes ---
 
 
-async def test_middleware_decides_and_after_does_not(broker: FakeBroker, caplog):
+async def test_middleware_decides_and_after_does_not(broker: FakeBroker, caplog: pytest.LogCaptureFixture) -> None:
     app, told = worker(broker), []
 
     @app.before
@@ -335,12 +341,12 @@ async def test_middleware_decides_and_after_does_not(broker: FakeBroker, caplog)
             raise DeadLetter("checked")
 
     @app.around
-    async def skip(message: Message, call_next) -> None:
+    async def skip(message: Message, call_next: Any) -> None:
         if message.type != "skip":
             await call_next()
 
     @app.after
-    def after(message: Message, settlement) -> None:
+    def after(message: Message, settlement: Any) -> None:
         told.append(settlement.outcome.name)
         raise RuntimeError("in after")
 
@@ -356,7 +362,7 @@ async def test_middleware_decides_and_after_does_not(broker: FakeBroker, caplog)
     assert "in after" in caplog.text
 
 
-async def test_publishes_go_with_the_ack_only(broker: FakeBroker):
+async def test_publishes_go_with_the_ack_only(broker: FakeBroker) -> None:
     app = worker(broker)
 
     @app.handle("orders")
@@ -377,7 +383,7 @@ async def test_publishes_go_with_the_ack_only(broker: FakeBroker):
         assert not session.settlements[2].publish
 
 
-async def test_rejected_publishes_make_it_a_retry(broker: FakeBroker, caplog):
+async def test_rejected_publishes_make_it_a_retry(broker: FakeBroker, caplog: pytest.LogCaptureFixture) -> None:
     broker.answer_settlements = False
     app = worker(broker)
 
@@ -391,9 +397,7 @@ async def test_rejected_publishes_make_it_a_retry(broker: FakeBroker, caplog):
         await session.settled(1)
         error = pb.Error(code=pb.ERROR_CODE_UNSUPPORTED, message="not built", retry_after_ms=70)
         session.answer_settlements = True
-        result = pb.SettleResult(
-            range=pb.FenceRange(first=1, last=1), status=pb.SETTLE_STATUS_REJECTED, error=error
-        )
+        result = pb.SettleResult(range=pb.FenceRange(first=1, last=1), status=pb.SETTLE_STATUS_REJECTED, error=error)
         session.send(settled=[result])
         await eventually(lambda: session.outcomes[1] == "RETRY")
         second = session.settlements[1]
@@ -407,7 +411,7 @@ async def test_rejected_publishes_make_it_a_retry(broker: FakeBroker, caplog):
 # --- set-up ---
 
 
-async def test_a_worker_without_handlers_is_refused():
+async def test_a_worker_without_handlers_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="no handler"):
         await Worker().serve()
 
@@ -415,14 +419,14 @@ async def test_a_worker_without_handlers_is_refused():
 @pytest.mark.parametrize(
     "options", [{"isolation": "process"}, {"time_limit": 0}, {"isolation": "thread"}], ids=lambda o: str(o)
 )
-def test_options_that_cannot_work_are_refused(options):
+def test_options_that_cannot_work_are_refused(options: Any) -> None:
     with pytest.raises(ConfigurationError):
 
         @Worker().handle("orders", **options)
         async def handle(body: bytes) -> None: ...
 
 
-async def test_the_clients_name_and_token_travel(broker: FakeBroker):
+async def test_the_clients_name_and_token_travel(broker: FakeBroker) -> None:
     app = worker(broker, name="billing", version="1.2", token="secret", labels={"zone": "a"}, consumer_id="b-1")
 
     @app.handle("orders")
@@ -436,7 +440,7 @@ async def test_the_clients_name_and_token_travel(broker: FakeBroker):
     assert session.metadata["authorization"] == "Bearer secret"
 
 
-async def test_log_levels(broker: FakeBroker, caplog):
+async def test_log_levels(broker: FakeBroker, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "kyogo")
     app = worker(broker)
 

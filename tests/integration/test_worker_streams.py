@@ -3,6 +3,8 @@
 import asyncio
 import threading
 import time
+from collections.abc import AsyncIterator
+from typing import Any
 
 import grpc
 import pytest
@@ -14,12 +16,12 @@ from tests.support.sdk_workers import serving, worker
 
 
 @pytest.fixture
-async def broker():
+async def broker() -> AsyncIterator[Any]:
     async with fake_broker() as running:
         yield running
 
 
-def waiting_handler(app, **options):
+def waiting_handler(app: Any, **options: Any) -> Any:
     """A handler that waits, and what became of it."""
     log: list[str] = []
 
@@ -38,7 +40,7 @@ def waiting_handler(app, **options):
 # --- losses ---
 
 
-async def test_a_lost_stream_cancels_and_comes_back(broker: FakeBroker, caplog):
+async def test_a_lost_stream_cancels_and_comes_back(broker: FakeBroker, caplog: pytest.LogCaptureFixture) -> None:
     app = worker(broker, concurrency=2, consumer_id="c")
     log = waiting_handler(app)
     async with serving(app):
@@ -52,13 +54,12 @@ async def test_a_lost_stream_cancels_and_comes_back(broker: FakeBroker, caplog):
         assert first.attach.session_token == ""
         assert second.attach.session_token == "token-1"  # takes its consumer id over
         assert [s.queue for s in second.attach.subscriptions] == ["orders"]
-        await asyncio.sleep(0)
         assert second.settlements == {}
     assert app.stats().lost == 2
     assert "the stream was lost with 2 running handlers" in caplog.text
 
 
-async def test_unanswered_settlements_are_lost_with_the_stream(broker: FakeBroker):
+async def test_unanswered_settlements_are_lost_with_the_stream(broker: FakeBroker) -> None:
     broker.answer_settlements = False
     app, seen = worker(broker), []
 
@@ -77,7 +78,7 @@ async def test_unanswered_settlements_are_lost_with_the_stream(broker: FakeBroke
     assert (app.stats().settlements_lost, app.stats().confirmed, app.stats().attachments) == (1, 1, 2)
 
 
-async def test_it_never_gives_up_on_a_broker_that_is_away(broker: FakeBroker):
+async def test_it_never_gives_up_on_a_broker_that_is_away(broker: FakeBroker, caplog: pytest.LogCaptureFixture) -> None:
     app = worker(broker)
 
     @app.handle("orders")
@@ -87,18 +88,18 @@ async def test_it_never_gives_up_on_a_broker_that_is_away(broker: FakeBroker):
         await broker.session(0)
         port = broker.port
         await broker.stop()
-        await eventually(lambda: not app.stats().attached)
-        await asyncio.sleep(0.1)  # a good many tries at 10 ms
+        await eventually(lambda: caplog.text.count("not attached") > 10)
         assert not task.done()
+        assert not app.stats().attached
         await broker.start(port)
         second = await broker.session(1)
         await second.settled(*second.deliver(b"x"))
 
 
-async def test_a_queue_that_is_missing_is_waited_for(broker: FakeBroker, caplog):
+async def test_a_queue_that_is_missing_is_waited_for(broker: FakeBroker, caplog: pytest.LogCaptureFixture) -> None:
     refused = 0
 
-    def on_attach(session) -> bool:
+    def on_attach(session: Any) -> bool:
         nonlocal refused
         refused += 1
         if refused < 3:
@@ -118,7 +119,7 @@ async def test_a_queue_that_is_missing_is_waited_for(broker: FakeBroker, caplog)
     assert "did you mean 'orders'?" in caplog.text
 
 
-async def test_who_is_not_let_in_at_first_ends(broker: FakeBroker):
+async def test_who_is_not_let_in_at_first_ends(broker: FakeBroker) -> None:
     broker.on_attach = lambda session: session.end(grpc.StatusCode.UNAUTHENTICATED, "UNAUTHENTICATED", "who?") or False
     app = worker(broker)
 
@@ -129,7 +130,7 @@ async def test_who_is_not_let_in_at_first_ends(broker: FakeBroker):
         await asyncio.wait_for(app.serve(), 10)
 
 
-async def test_give_up_after():
+async def test_give_up_after() -> None:
     app = worker("kyogo://127.0.0.1:1", give_up_after=0.05)
 
     @app.handle("orders")
@@ -139,10 +140,10 @@ async def test_give_up_after():
         await asyncio.wait_for(app.serve(), 10)
 
 
-async def test_a_broker_that_asks_to_wait_is_left_alone_so_long(broker: FakeBroker):
+async def test_a_broker_that_asks_to_wait_is_left_alone_so_long(broker: FakeBroker) -> None:
     attached_at: list[float] = []
 
-    def on_attach(session) -> bool:
+    def on_attach(session: Any) -> bool:
         attached_at.append(time.monotonic())
         if len(attached_at) == 1:
             session.end(grpc.StatusCode.UNAVAILABLE, "BROKER_DRAINING", "soon", 200)
@@ -160,7 +161,7 @@ async def test_a_broker_that_asks_to_wait_is_left_alone_so_long(broker: FakeBrok
     assert attached_at[1] - attached_at[0] >= 0.2
 
 
-async def test_a_broker_that_breaks_the_contract_is_left(broker: FakeBroker, caplog):
+async def test_a_broker_that_breaks_the_contract_is_left(broker: FakeBroker, caplog: pytest.LogCaptureFixture) -> None:
     broker.on_attach = lambda session: session.deliver(b"too early") == []
     app = worker(broker)
 
@@ -174,7 +175,7 @@ async def test_a_broker_that_breaks_the_contract_is_left(broker: FakeBroker, cap
     assert "PROTOCOL_VIOLATED" in caplog.text
 
 
-async def test_a_frozen_broker_is_noticed_by_its_silence(broker: FakeBroker, monkeypatch):
+async def test_a_frozen_broker_is_noticed_by_its_silence(broker: FakeBroker, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kyogo.stream._SILENCE_MIN", 0.2)
     broker.heartbeat_interval_ms = 20
     app = worker(broker)
@@ -188,7 +189,7 @@ async def test_a_frozen_broker_is_noticed_by_its_silence(broker: FakeBroker, mon
         await eventually(lambda: "cancelled a lost" in log)
 
 
-async def test_a_broker_that_never_answers_attach_is_left(broker: FakeBroker, monkeypatch):
+async def test_a_broker_that_never_answers_attach_is_left(broker: FakeBroker, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kyogo.stream._ATTACH_TIMEOUT", 0.1)
     broker.on_attach = lambda session: False
     app = worker(broker, heartbeat=0.05)
@@ -203,7 +204,7 @@ async def test_a_broker_that_never_answers_attach_is_left(broker: FakeBroker, mo
 # --- heartbeats ---
 
 
-async def test_heartbeats_count_echo_and_tell_the_load(broker: FakeBroker):
+async def test_heartbeats_count_echo_and_tell_the_load(broker: FakeBroker) -> None:
     broker.heartbeat_interval_ms = 20
     app = worker(broker, concurrency=2)
     waiting_handler(app)
@@ -221,7 +222,9 @@ async def test_heartbeats_count_echo_and_tell_the_load(broker: FakeBroker):
         assert sequences == list(range(1, len(sequences) + 1))
 
 
-async def test_a_blocked_loop_is_noticed_and_not_taken_for_the_brokers_silence(broker: FakeBroker, caplog, monkeypatch):
+async def test_a_blocked_loop_is_noticed_and_not_taken_for_the_brokers_silence(
+    broker: FakeBroker, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("kyogo.stream._SILENCE_MIN", 0.2)
     broker.heartbeat_interval_ms = 20
     app = worker(broker)
@@ -240,7 +243,7 @@ async def test_a_blocked_loop_is_noticed_and_not_taken_for_the_brokers_silence(b
 # --- revokes ---
 
 
-async def test_return_gives_back_what_has_not_begun(broker: FakeBroker):
+async def test_return_gives_back_what_has_not_begun(broker: FakeBroker) -> None:
     app = worker(broker, concurrency=1)
     waiting_handler(app)
     async with serving(app):
@@ -252,7 +255,7 @@ async def test_return_gives_back_what_has_not_begun(broker: FakeBroker):
 
 
 @pytest.mark.parametrize(("mode", "settled"), [("LOST", False), ("CANCEL", True)])
-async def test_lost_and_cancel_stop_an_async_handler(broker: FakeBroker, mode, settled):
+async def test_lost_and_cancel_stop_an_async_handler(broker: FakeBroker, mode: Any, settled: Any) -> None:
     app = worker(broker, concurrency=1)
     log = waiting_handler(app)
     async with serving(app):
@@ -267,7 +270,7 @@ async def test_lost_and_cancel_stop_an_async_handler(broker: FakeBroker, mode, s
         assert (1 in session.outcomes) is settled
 
 
-async def test_a_thread_is_told_and_its_settlement_not_sent(broker: FakeBroker):
+async def test_a_thread_is_told_and_its_settlement_not_sent(broker: FakeBroker) -> None:
     app, seen = worker(broker, concurrency=1), []
 
     @app.handle("orders")
@@ -285,7 +288,7 @@ async def test_a_thread_is_told_and_its_settlement_not_sent(broker: FakeBroker):
     assert app.stats().lost == 1
 
 
-async def test_a_lost_thread_keeps_its_slot_until_it_returns(broker: FakeBroker):
+async def test_a_lost_thread_keeps_its_slot_until_it_returns(broker: FakeBroker) -> None:
     app, gate = worker(broker, concurrency=1), threading.Event()
 
     @app.handle("orders")
@@ -310,7 +313,7 @@ async def test_a_lost_thread_keeps_its_slot_until_it_returns(broker: FakeBroker)
 
 
 @pytest.mark.parametrize("reason", ["STREAM_LOSS", "FAILED", "SUSPECT"])
-async def test_a_suspicious_message_is_announced_before_it_begins(broker: FakeBroker, reason):
+async def test_a_suspicious_message_is_announced_before_it_begins(broker: FakeBroker, reason: Any) -> None:
     app, known = worker(broker), []
 
     @app.handle("orders")
@@ -327,7 +330,7 @@ async def test_a_suspicious_message_is_announced_before_it_begins(broker: FakeBr
     assert known == [True, True]
 
 
-async def test_a_suspicious_message_that_ends_at_once_was_announced(broker: FakeBroker):
+async def test_a_suspicious_message_that_ends_at_once_was_announced(broker: FakeBroker) -> None:
     app = worker(broker)
 
     @app.handle("orders")
@@ -343,13 +346,13 @@ async def test_a_suspicious_message_that_ends_at_once_was_announced(broker: Fake
 # --- extending and time limits ---
 
 
-async def test_extend_from_the_loop_and_from_a_thread(broker: FakeBroker):
+async def test_extend_from_the_loop_and_from_a_thread(broker: FakeBroker) -> None:
     app = worker(broker)
 
     @app.handle("orders")
     async def on_loop(body: bytes, message: Message) -> None:
         message.extend(5)
-        await asyncio.sleep(0.01)
+        await eventually(lambda: any(f.extend.ranges for f in broker.sessions[0].frames))
 
     @app.handle("mails")
     def in_thread(body: bytes, message: Message) -> None:
@@ -364,7 +367,7 @@ async def test_extend_from_the_loop_and_from_a_thread(broker: FakeBroker):
     assert asked == {5_000: 1, 7_000: 2}
 
 
-async def test_an_extension_that_comes_too_late_stops_the_handler(broker: FakeBroker):
+async def test_an_extension_that_comes_too_late_stops_the_handler(broker: FakeBroker) -> None:
     broker.extend_status = pb.SETTLE_STATUS_STALE
     app, log = worker(broker), []
 
@@ -382,7 +385,7 @@ async def test_an_extension_that_comes_too_late_stops_the_handler(broker: FakeBr
         await eventually(lambda: log == [True])
 
 
-async def test_a_time_limit_cancels_and_charges(broker: FakeBroker):
+async def test_a_time_limit_cancels_and_charges(broker: FakeBroker) -> None:
     app = worker(broker, concurrency=1)
     log = waiting_handler(app, time_limit=0.05)
     async with serving(app):
@@ -394,7 +397,7 @@ async def test_a_time_limit_cancels_and_charges(broker: FakeBroker):
     assert log == ["began a", "cancelled a lost", "began b", "cancelled b lost"]
 
 
-async def test_a_time_limit_in_a_thread_tells_and_charges_at_once(broker: FakeBroker):
+async def test_a_time_limit_in_a_thread_tells_and_charges_at_once(broker: FakeBroker) -> None:
     app, told, gate = worker(broker, concurrency=1), [], threading.Event()
 
     @app.handle("orders", time_limit=0.05)
@@ -415,7 +418,9 @@ async def test_a_time_limit_in_a_thread_tells_and_charges_at_once(broker: FakeBr
         assert session.outcomes == {1: "RETRY", 2: "ACK"}
 
 
-async def test_a_limit_beyond_the_visibility_timeout_is_warned_about(broker: FakeBroker, caplog):
+async def test_a_limit_beyond_the_visibility_timeout_is_warned_about(
+    broker: FakeBroker, caplog: pytest.LogCaptureFixture
+) -> None:
     app = worker(broker)
 
     @app.handle("orders", time_limit=31)
@@ -434,7 +439,7 @@ async def test_a_limit_beyond_the_visibility_timeout_is_warned_about(broker: Fak
 # --- leaving ---
 
 
-async def test_drain_finishes_settles_and_leaves(broker: FakeBroker):
+async def test_drain_finishes_settles_and_leaves(broker: FakeBroker) -> None:
     app, gate = worker(broker, concurrency=1), asyncio.Event()
 
     @app.handle("orders")
@@ -459,7 +464,7 @@ async def test_drain_finishes_settles_and_leaves(broker: FakeBroker):
     assert len(broker.sessions) == 1
 
 
-async def test_leaving_waits_for_the_last_answers(broker: FakeBroker):
+async def test_leaving_waits_for_the_last_answers(broker: FakeBroker) -> None:
     broker.answer_settlements = False
     app = worker(broker)
 
@@ -477,7 +482,7 @@ async def test_leaving_waits_for_the_last_answers(broker: FakeBroker):
     assert (session.detached, app.stats().confirmed) == (True, 1)
 
 
-async def test_past_the_deadline_handlers_are_stopped_and_released(broker: FakeBroker):
+async def test_past_the_deadline_handlers_are_stopped_and_released(broker: FakeBroker) -> None:
     app = worker(broker, concurrency=2)
     log = waiting_handler(app)
     task = asyncio.create_task(app.serve())
@@ -490,7 +495,7 @@ async def test_past_the_deadline_handlers_are_stopped_and_released(broker: FakeB
     assert "cancelled a lost" in log
 
 
-async def test_a_drain_of_the_broker_ends_the_worker(broker: FakeBroker):
+async def test_a_drain_of_the_broker_ends_the_worker(broker: FakeBroker) -> None:
     app = worker(broker)
 
     @app.handle("orders")
@@ -505,7 +510,7 @@ async def test_a_drain_of_the_broker_ends_the_worker(broker: FakeBroker):
 
 
 @pytest.mark.parametrize("how", ["reason", "error"])
-async def test_a_broker_that_stops_is_come_back_to(broker: FakeBroker, how):
+async def test_a_broker_that_stops_is_come_back_to(broker: FakeBroker, how: Any) -> None:
     app = worker(broker)
 
     @app.handle("orders")
@@ -523,7 +528,7 @@ async def test_a_broker_that_stops_is_come_back_to(broker: FakeBroker, how):
         await second.settled(*second.deliver(b"a"))
 
 
-async def test_a_broker_that_does_not_let_go_is_left(broker: FakeBroker, monkeypatch):
+async def test_a_broker_that_does_not_let_go_is_left(broker: FakeBroker, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kyogo.consumer._LEAVE_TIMEOUT", 0.05)
     broker.answer_detach = False
     app = worker(broker)
@@ -535,7 +540,7 @@ async def test_a_broker_that_does_not_let_go_is_left(broker: FakeBroker, monkeyp
         await app.attached()
 
 
-async def test_drain_before_it_is_attached(broker: FakeBroker):
+async def test_drain_before_it_is_attached(broker: FakeBroker) -> None:
     broker.on_attach = lambda session: False
     app = worker(broker)
 
@@ -548,19 +553,19 @@ async def test_drain_before_it_is_attached(broker: FakeBroker):
     await asyncio.wait_for(task, 10)
 
 
-async def test_drain_while_the_broker_is_away():
+async def test_drain_while_the_broker_is_away(caplog: pytest.LogCaptureFixture) -> None:
     app = worker("kyogo://127.0.0.1:1")
 
     @app.handle("orders")
     async def handle(body: str) -> None: ...
 
     task = asyncio.create_task(app.serve())
-    await asyncio.sleep(0.05)
+    await eventually(lambda: "not attached" in caplog.text)
     app.drain()
     await asyncio.wait_for(task, 10)
 
 
-async def test_cancelling_serve_stops_at_once_and_leaves_nothing_behind(broker: FakeBroker):
+async def test_cancelling_serve_stops_at_once_and_leaves_nothing_behind(broker: FakeBroker) -> None:
     app = worker(broker)
     log = waiting_handler(app)
     task = asyncio.create_task(app.serve())
@@ -577,7 +582,7 @@ async def test_cancelling_serve_stops_at_once_and_leaves_nothing_behind(broker: 
 # --- prefetch ---
 
 
-async def test_prefetch_follows_the_handlers_speed(broker: FakeBroker):
+async def test_prefetch_follows_the_handlers_speed(broker: FakeBroker) -> None:
     app = worker(broker, concurrency=4)
     slow = asyncio.Event()
 
@@ -597,7 +602,7 @@ async def test_prefetch_follows_the_handlers_speed(broker: FakeBroker):
         await eventually(lambda: session.prefetch < 20)
 
 
-async def test_a_fixed_prefetch_stays(broker: FakeBroker):
+async def test_a_fixed_prefetch_stays(broker: FakeBroker) -> None:
     app = worker(broker, concurrency=4, prefetch=5)
 
     @app.handle("orders")

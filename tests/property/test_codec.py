@@ -12,6 +12,7 @@ from kyogo_broker.journal.codec import KINDS, decode, encode, published
 from kyogo_broker.journal.columns import COLUMN_TYPES, decode_section, encode_section
 from kyogo_broker.model.errors import BrokerStopError
 from kyogo_broker.model.facts import Fact, Moved, Published
+from kyogo_broker.model.message import Batch
 from tests.support.facts import FACTS, comparable
 
 any_fact = st.one_of(*FACTS.values())
@@ -41,8 +42,21 @@ def test_the_messages_of_a_queue_are_picked_out(facts: list[Fact], data: st.Data
     ids = [fact.queue_id for fact in facts if isinstance(fact, Published | Moved)]
     queue_id = data.draw(st.sampled_from([*ids, 5]))
     wanted = [fact for fact in facts if isinstance(fact, Published | Moved) and fact.queue_id == queue_id]
-    found = list(published(b"".join(encode(facts)), queue_id))
-    assert list(map(comparable, found)) == list(map(comparable, wanted))
+    found = published([b"".join(encode(facts))], queue_id)
+    assert [row for fact in found for row in rows(fact)] == [row for fact in wanted for row in rows(fact)]
+
+
+def rows(fact: Published | Moved) -> list[tuple[int, bytes, object]]:
+    """Offset, bytes and history of each message: what must not change when batches are put together."""
+    offsets = fact.offsets if isinstance(fact, Moved) else range(fact.first_offset, fact.first_offset + fact.batch.count)
+    return [(offset, bytes(fact.batch.part(i, i)), fact.dead_letter) for i, offset in enumerate(offsets)]
+
+
+def test_neighbours_are_put_together_up_to_their_limits() -> None:
+    facts = [Published(5, 10 + n, Batch(bytes([n]) * (3 + n % 2), range(3 + n % 2, 4 + n % 2)), n) for n in range(12)]
+    found = list(published([b"".join(encode(facts[:6])), b"".join(encode(facts[6:]))], 5))
+    assert [(fact.first_offset, fact.batch.count) for fact in found if isinstance(fact, Published)] == [(10, 11), (21, 1)]
+    assert [row for fact in found for row in rows(fact)] == [row for fact in facts for row in rows(fact)]
 
 
 @given(facts=st.lists(any_fact, min_size=1, max_size=3), data=st.data())

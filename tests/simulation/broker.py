@@ -10,14 +10,13 @@ from concurrent.futures import Future
 from pathlib import Path
 
 from kyogo_broker.core.limits import ShardConfig
-from kyogo_broker.core.shard import Shard
 from kyogo_broker.engine import Engine
 from kyogo_broker.journal.base import Part
 from kyogo_broker.journal.segments import SegmentJournal, SegmentSettings
 from kyogo_broker.model.commands import Drain
 from kyogo_broker.model.errors import BrokerStopError
 from kyogo_broker.recovery import recover
-from tests.simulation.check import Check
+from tests.simulation.check import Check, WatchedShard
 from tests.simulation.limits import MAX_RECORD_BYTES, STRETCH
 from tests.simulation.machine import PowerLossError, SimClock, SimDisk, SimReader, Threads, Wall
 from tests.simulation.network import Edge, Link
@@ -57,6 +56,7 @@ class Broker:
         self.journal: SimJournal | None = None
         self.threads: Threads | None = None
         self.stopping = False
+        self.graceful = False
         self.restarts = True
         """Whether somebody starts it again when it is down."""
         self._supervisor = Actor()
@@ -82,6 +82,8 @@ class Broker:
             return
         self.process = Actor()
         self.stopping = False
+        # A machine that starts sets its clock, more or less.
+        self.wall.offset = self.world.between(-2_000_000, 2_000_000)
         self.threads = threads = Threads(self.world, self.process, self.disk, self.cover)
         loop = SimLoop(self.world, self.process)
         asyncio._set_running_loop(loop)
@@ -90,6 +92,7 @@ class Broker:
         journal.check = self.check
         self.journal = journal
         self.check.starting(journal, clock)
+        WatchedShard.check = self.check
         try:
             shard, found = recover(journal, ShardConfig(auto_create=True), seed=self.world.between(1, 1 << 60), clock=clock)
         except PowerLossError:
@@ -103,7 +106,6 @@ class Broker:
         self.cover["start"] += 1
         self.cover["records replayed"] += found.records
         self.engine = Engine(shard, journal, clock, on_notice=self.check.notice, reader=SimReader(threads))
-        self.check.started(shard, self.engine)
         self._task = loop.create_task(self.engine.run())
         self._task.add_done_callback(self._engine_ended)
 
@@ -113,6 +115,7 @@ class Broker:
             assert self.engine is not None
             link.edge = Edge(self.world, self.engine, link, self.check)
             self._edges.append(link.edge)
+            self.check.opened(link.edge)
         else:
             link.refuse()
 
@@ -139,6 +142,12 @@ class Broker:
         self.cover["crash inside a file call"] += 1
         self._end()
         self._down(self.world.random.choice(CRASHES))
+
+    def dispose(self) -> None:
+        """The history is over, however it ended."""
+        self.restarts = False
+        if not self.process.dead:
+            self._end(checked=False)
 
     def freeze(self, duration: int) -> None:
         """Stop the whole process for a while."""
@@ -169,12 +178,18 @@ class Broker:
 
     def _engine_ended(self, task: asyncio.Task[None]) -> None:
         error = None if task.cancelled() else task.exception()
+        if isinstance(error, PowerLossError):
+            self.power_lost()
+            return
+        if isinstance(error.__cause__ if error is not None else None, AssertionError):
+            assert error is not None
+            raise error.__cause__  # type: ignore[misc]
         if error is not None and not self._excused(error):
             raise ViolationError(f"the broker stopped itself: {error}") from error
         if error is None and not self.stopping:
             raise ViolationError("the broker stopped without a reason")
         if error is None:
-            self.check.stopped()
+            self.graceful = True
             if self.disk.open_files():
                 raise ViolationError(f"I17: {self.disk.open_files()} files are still open after a stop")
         else:
@@ -195,9 +210,11 @@ class Broker:
         """Whether a broker may end like this: a call of its disk failed."""
         return self.disk.failed
 
-    def _end(self) -> None:
+    def _end(self, *, checked: bool = True) -> None:
         """Nothing of the process happens any more."""
-        self.check.died(self.engine)
+        if checked:
+            self.check.died(self.engine, graceful=self.graceful)
+        self.graceful = False
         self.disk.lost = True
         self.process.dead = True
         if self._task is not None and not self._task.done():
@@ -219,8 +236,6 @@ class Broker:
 
     def _down(self, kind: Crash) -> None:
         self.disk = self.disk.after_crash(kind, self.world)
-        # A machine that starts sets its clock, more or less.
-        self.wall.offset = self.world.between(-2_000_000, 2_000_000)
         if self.restarts:
             self.world.after(self.world.between(20_000, 1_500_000), self._supervisor, self._start_again)
 
@@ -231,8 +246,3 @@ class Broker:
             self.disk.errors = self.world.between(0, 30)
         self.start()
         # What did not come in the start may come later, in the life.
-
-
-def picture_of(broker: Broker) -> Shard | None:
-    """The shard that serves now."""
-    return None if broker.engine is None else broker.engine._shard

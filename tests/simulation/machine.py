@@ -194,7 +194,8 @@ class SimLane:
     def finish(self, future: Future[Any]) -> None:
         """Do what is needed for a future to be done."""
         while not future.done():
-            assert self.waiting, "waited for what nobody does"
+            if self._threads.disk.lost:
+                raise PowerLossError
             self.do_next()
 
     def do_next(self) -> None:

@@ -133,9 +133,6 @@ class Watch(Protocol):
     def released(self, edge: "Edge", effect: Effect) -> None:
         """The engine let go of it."""
 
-    def stream_over(self, edge: "Edge") -> None:
-        """The shard is about to be told, or need not be."""
-
 
 class Edge:
     """The broker's end of a stream: what `server/session` and `server/publish` are to the engine."""
@@ -201,7 +198,6 @@ class Edge:
     def _end(self) -> None:
         self.over = True
         self._waiting.clear()
-        self.watch.stream_over(self)
 
     def _submit(self) -> None:
         while self._waiting and not self.over:

@@ -60,9 +60,9 @@ WAIT_SECONDS = 10.0
 _T = TypeVar("_T")
 
 
-async def until(condition: Callable[[], _T | None], what: str) -> _T:
+async def until(condition: Callable[[], _T | None], what: str, seconds: float = WAIT_SECONDS) -> _T:
     """Wait for a condition, not for a time."""
-    deadline = asyncio.get_running_loop().time() + WAIT_SECONDS
+    deadline = asyncio.get_running_loop().time() + seconds
     while not (value := condition()):
         assert asyncio.get_running_loop().time() < deadline, f"not in time: {what}"
         await asyncio.sleep(0.002)
@@ -244,8 +244,8 @@ class FakeEngine(Engine):
         self.closed.append(port)
 
     async def submit(self, command: Command, *, port: int, size: int = 0) -> None:
-        assert port not in self.closed, "a command of a closed port"
         self.submitted.append(command)
+        assert port not in self.closed, "a command of a closed port"
         self.sizes.append(size)
         if self.gate is not None:
             await self.gate.wait()

@@ -69,21 +69,29 @@ def next_state(state: ConsumerState, event: ConsumerEvent) -> ConsumerState:
 class Member:
     """One consumer's subscription to one queue: what a balance policy chooses among."""
 
-    __slots__ = ("consumer", "in_flight", "index", "max_unsettled", "offered", "queue", "version", "weight")
+    __slots__ = (
+        "consumer", "held_up", "in_flight", "index", "max_unsettled", "offered", "own_weight", "queue", "version",
+        "weight",
+    )  # fmt: skip
 
     def __init__(
-        self, consumer: "Consumer", queue: "Queue", *, index: int, weight: int, max_unsettled: int | None
+        self, consumer: "Consumer", queue: "Queue", *, index: int, weight: int | None, max_unsettled: int | None
     ) -> None:
         self.consumer = consumer
         self.queue = queue
         self.index = index
         """Of the subscription in `attach`."""
-        self.weight = weight
+        self.own_weight = weight
+        """As said for this queue; None: its consumer's."""
+        self.weight = consumer.weight if weight is None else weight
         self.max_unsettled = max_unsettled
         self.in_flight = 0
         """Of this queue."""
         self.offered = False
         """Whether the policy may choose it now."""
+        self.held_up = False
+        """The queue's next message does not fit into its bytes: it waits until it has settled something, or until
+        another one has taken that message."""
         self.version = 0
         """Of its entry in a policy that keeps entries."""
 
@@ -98,17 +106,16 @@ class Member:
         room = consumer.prefetch_messages - consumer.in_flight
         if self.max_unsettled is not None:
             room = min(room, self.max_unsettled - self.in_flight)
-        return room if room > 0 and consumer.may_receive() else 0
+        return room if room > 0 and not self.held_up and consumer.may_receive() else 0
 
 
 class Consumer:
     """One session on one stream."""
 
     __slots__ = (
-        "attached_unix_ms", "bytes_full", "capabilities", "client", "consumer_id", "delivered", "heard_ms",
-        "heartbeat_interval_ms", "in_flight", "in_flight_bytes", "labels", "leases", "lost", "max_frame_bytes",
-        "members", "port", "prefetch_bytes", "prefetch_messages", "session_id", "session_token", "settled", "state",
-        "timer_ms", "weight",
+        "attached_unix_ms", "capabilities", "client", "consumer_id", "delivered", "heard_ms", "heartbeat_interval_ms",
+        "in_flight", "in_flight_bytes", "labels", "leases", "lost", "max_frame_bytes", "members", "own_weight", "port",
+        "prefetch_bytes", "prefetch_messages", "session_id", "session_token", "settled", "state", "timer_ms", "weight",
     )  # fmt: skip
 
     def __init__(self, attach: Attach, *, interval_ms: int, heard_ms: int, attached_unix_ms: int) -> None:
@@ -119,31 +126,40 @@ class Consumer:
         self.client: Client = attach.client
         self.labels = attach.labels
         self.capabilities = attach.capabilities
-        self.prefetch_messages = attach.prefetch_messages
-        self.prefetch_bytes = attach.prefetch_bytes
-        self.weight = attach.weight if attach.weight is not None else max(1, attach.prefetch_messages)
+        self.members: list[Member] = []
+        self.prefetch_messages = self.prefetch_bytes = 0
+        self.own_weight = attach.weight
+        """As said; None: its prefetch in messages."""
+        self.weight = 1
+        self.grant(attach.prefetch_messages, attach.prefetch_bytes)
         self.max_frame_bytes = attach.max_frame_bytes or FRAME_BYTES_DEFAULT
         self.heartbeat_interval_ms = interval_ms
         self.heard_ms = heard_ms
         """When it was last heard of, on the clock of patience."""
         self.attached_unix_ms = attached_unix_ms
         self.state = ConsumerState.IDLE
-        self.members: list[Member] = []
         self.leases: dict[int, Lease] = {}
         """What it holds, by first fence."""
         self.lost: list[tuple[int, int]] = []
         """Fences that were taken from it while it was silent: it is told when it is heard again."""
         self.in_flight = 0
         self.in_flight_bytes = 0
-        self.bytes_full = False
-        """The next message did not fit into its bytes; it gets nothing until it settles something."""
         self.delivered = 0
         self.settled = 0
         self.timer_ms = 0
 
+    def grant(self, messages: int, octets: int) -> None:
+        """The most that it may hold from now on."""
+        self.prefetch_messages = messages
+        self.prefetch_bytes = octets
+        self.weight = max(1, messages) if self.own_weight is None else self.own_weight
+        for member in self.members:
+            member.weight = self.weight if member.own_weight is None else member.own_weight
+        self.go_on()
+
     def may_receive(self) -> bool:
-        """Whether anything may be given to it, room in messages aside."""
-        return self.state in (_I, _P) and not self.bytes_full
+        """Whether anything may be given to it, room aside."""
+        return self.state in (_I, _P)
 
     def counts_start(self) -> bool:
         """Whether it says when a handler begins; else everything delivered counts as begun."""
@@ -172,13 +188,18 @@ class Consumer:
         """`count` messages of a lease are its own no more."""
         self.in_flight -= count
         self.in_flight_bytes -= size
-        self.bytes_full = False
+        self.go_on()
         if lease.member is not None:
             lease.member.in_flight -= count
         if not lease.live:
             self.leases.pop(lease.first_fence, None)
         if not self.in_flight:
             self.happens(ConsumerEvent.EMPTIED)
+
+    def go_on(self) -> None:
+        """It has more room: whatever held it up may fit now."""
+        for member in self.members:
+            member.held_up = False
 
     def check_invariants(self) -> None:
         """What it holds is counted."""

@@ -1,7 +1,7 @@
 """Copying forward: live messages of an old part of the journal are written anew, so that the part can be freed.
 
 A row of the extents is moved as a whole: its live messages are read, and facts that stand in one record say where they
-are now. What finishes in between is left out; a row that was moved otherwise in between is left alone.
+are now. What finishes in between is left out; a row that was moved otherwise or has grown in between is left alone.
 """
 
 from typing import NamedTuple
@@ -18,6 +18,7 @@ class Row(NamedTuple):
 
     queue_id: int
     first: int
+    last: int
     position: int
 
 
@@ -35,7 +36,7 @@ class Copying:
             for first, last, position, length in list(queue.extents.rows_between(command.low, command.high)):
                 wanted = tuple(queue.live_ranges(first, last))
                 self._state.loads += 1
-                self._under_way[self._state.loads] = Row(queue.id, first, position)
+                self._under_way[self._state.loads] = Row(queue.id, first, last, position)
                 self._state.emit(Load(queue.id, self._state.loads, ((position, length),), wanted))
 
     def loaded(self, command: Loaded) -> bool:
@@ -44,7 +45,7 @@ class Copying:
         if row is None:
             return False
         queue = self._state.queues.get(row.queue_id)
-        if queue is None or queue.extents.position_of(row.first) != row.position:
+        if queue is None or queue.extents.row_of(row.first) != (row.first, row.last, row.position):
             return True
         for loaded in command.batches:
             for first, last in list(queue.live_ranges(loaded.offsets[0], loaded.offsets[-1])):

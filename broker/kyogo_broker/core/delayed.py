@@ -1,7 +1,7 @@
 """What waits for its time: a heap of plain integers, `due << 64 | offset << 4 | reason`, 48 bytes a message.
 
-`due` is a steady instant in milliseconds, `reason` a `RedeliveryReason`. Nothing is removed but from the top; what
-ends otherwise (purge) rebuilds the heap.
+`due` is a steady instant in milliseconds, `reason` a `RedeliveryReason`. Live, nothing is removed but from the top; a
+purge clears the heap. A replay takes out what a lease names, whatever the clocks say, so for its time there is an index.
 """
 
 from array import array
@@ -15,44 +15,59 @@ from kyogo_broker.model.states import RedeliveryReason
 class Delayed:
     """The delayed messages of one queue."""
 
-    __slots__ = ("_heap",)
+    __slots__ = ("_entries", "_heap")
 
     def __init__(self) -> None:
         self._heap: list[int] = []
+        self._entries: dict[int, int] | None = None
+        """In a replay, by offset, and true instead of the heap."""
 
     def __len__(self) -> int:
         """Messages that wait."""
-        return len(self._heap)
+        return len(self._heap) if self._entries is None else len(self._entries)
 
     def add(self, offset: int, due_ms: int, reason: RedeliveryReason) -> None:
         """`offset` is ready again from `due_ms` on."""
-        heappush(self._heap, due_ms << 64 | offset << 4 | reason)
+        entry = due_ms << 64 | offset << 4 | reason
+        if self._entries is None:
+            heappush(self._heap, entry)
+        else:
+            self._entries[offset] = entry
 
     def next_due_ms(self) -> int | None:
         """When the first is due."""
+        self.replayed()
         return self._heap[0] >> 64 if self._heap else None
 
     def pop_due(self, now_ms: int) -> Iterator[tuple[int, RedeliveryReason]]:
         """Take what is due: (offset, reason)."""
+        self.replayed()
         limit = now_ms + 1 << 64
         while self._heap and self._heap[0] < limit:
             yield _unpack(heappop(self._heap))
 
     def discard(self, offset: int) -> RedeliveryReason | None:
-        """Take out one message, if it is here (linear: used when a restart replays its lease)."""
-        for index, entry in enumerate(self._heap):
-            if (entry & (1 << 64) - 1) >> 4 == offset:
-                del self._heap[index]
-                heapify(self._heap)
-                return RedeliveryReason(entry & 15)
-        return None
+        """Take out one message, if it is here: for a replay, which ends with `replayed`."""
+        if self._entries is None:
+            self._entries = {_unpack(entry)[0]: entry for entry in self._heap}
+        entry = self._entries.pop(offset, None)
+        return None if entry is None else _unpack(entry)[1]
+
+    def replayed(self) -> None:
+        """The replay is over: entries are taken from the top again."""
+        if self._entries is not None:
+            self._heap = list(self._entries.values())
+            heapify(self._heap)
+            self._entries = None
 
     def clear(self) -> None:
         """Take everything out."""
         self._heap.clear()
+        self._entries = None
 
     def snapshot(self) -> Column:
         """Due, offset and reason of each, sorted."""
+        self.replayed()
         column = array("Q")
         for entry in sorted(self._heap):
             offset, reason = _unpack(entry)
@@ -70,6 +85,7 @@ class Delayed:
 
     def offsets(self) -> list[int]:
         """All offsets that wait."""
+        self.replayed()
         return [_unpack(entry)[0] for entry in self._heap]
 
 

@@ -2,20 +2,25 @@
 
 A run ends where its batch in memory ends, where the history of its messages changes, where the consumer's bytes end,
 and at the largest lease. So a plain batch costs one lease, one fact and one part of a frame a consumer.
+
+Two things can stand in the way of the head. It does not fit into what the consumer may hold: that consumer is *held
+up*, until it has more room or the head is another. It does not fit into the consumer's frames at all: the message is
+set *aside* for one who can take it, and the queue goes on.
 """
 
 from bisect import bisect_right
 
 from kyogo_broker.core.consumers import Member
 from kyogo_broker.core.leases import LEASE_MESSAGES_MAX
-from kyogo_broker.core.limits import DISPATCH_MESSAGES_MAX
+from kyogo_broker.core.fences import BLOCK
+from kyogo_broker.core.limits import ASIDE_MAX, DISPATCH_MESSAGES_MAX
 from kyogo_broker.core.queue import Queue
 from kyogo_broker.core.reading import Reading
 from kyogo_broker.core.standard import Ready
 from kyogo_broker.core.state import State
 from kyogo_broker.core.window import Held
 from kyogo_broker.model.effects import Deliver, Delivery
-from kyogo_broker.model.facts import Leased, Span
+from kyogo_broker.model.facts import FencesReserved, Leased, Span
 from kyogo_broker.model.now import Now
 from kyogo_broker.model.states import RedeliveryReason
 
@@ -34,32 +39,36 @@ class Dispatch:
             state.dirty.clear()
             return
         for queue in tuple(state.dirty.values()):
+            # One queue takes less than what is left when it is time to reserve.
+            if state.fences.needs_block():
+                state.record(FencesReserved(state.fences.reserved + BLOCK))
             if self._dispatch(queue, now):
                 state.dirty.pop(queue.id, None)
 
     def _dispatch(self, queue: Queue, now: Now) -> bool:
         """One queue; whether nothing is left to do for it now."""
-        if queue.dying:
-            self._reading.want_dying(queue)
         if queue.paused or not queue.members:
             return True
-        if queue.aside:
-            self._serve_aside(queue, now)
         budget, fruitless = DISPATCH_MESSAGES_MAX, 0
         while budget > 0:
+            if queue.aside_due:
+                self._serve_aside(queue, now)
+            if queue.held_up:
+                self._let_go(queue)
             count = min(self._available(queue), budget)
-            if not count:
-                return True
-            allocation = queue.balance.allocate(count)
+            allocation = queue.balance.allocate(count) if count else []
             if not allocation:
                 return True
             given = 0
             for candidate, portion in allocation:
                 assert isinstance(candidate, Member)
-                given += self._deliver(candidate, portion, now)
+                done = self._deliver(candidate, portion, now)
+                if done < portion:
+                    queue.balance.changed(candidate)
+                given += done
             budget -= given
-            # Those allocated to may have no room in bytes; then they are not offered any more and others have their
-            # turn. Nobody left, or the head not in memory: the next look at what is available ends it.
+            # Those allocated to may be held up; then they are not offered any more and others have their turn. Nobody
+            # left, or the head not in memory: the next look at what is available ends it.
             fruitless = 0 if given else fruitless + 1
             if fruitless > len(queue.members):
                 return True
@@ -70,7 +79,7 @@ class Dispatch:
         head = queue.ready.head()
         if head is None:
             return 0
-        if head.reason is not RedeliveryReason.UNSPECIFIED:
+        if head.first != queue.ready.fresh_from():
             if queue.window.find(head.first) is None:
                 self._reading.want_returned(queue)
                 return 0
@@ -90,14 +99,14 @@ class Dispatch:
                 break
             run = self._run(member, head, held, count - given, now)
             if run is None:
-                if member.consumer.bytes_full:
+                if member.held_up:
                     break
                 continue
             runs.append(run)
             given += run.count
         if runs:
             self._state.emit(Deliver(member.consumer.port, tuple(runs)))
-        if given or member.consumer.bytes_full:
+        if given or member.held_up:
             self._state.touch(member.consumer)
         return given
 
@@ -112,14 +121,31 @@ class Dispatch:
         index = first - held.first
         count = self._fits(member, held, index, last - first + 1)
         if not count:
-            size = held.batch.size(index, index)
-            if size > consumer.message_bytes_max():
-                queue.ready.take(first, 1)
-                queue.aside[first] = (size, head.reason)
-            else:
-                consumer.bytes_full = True
+            self._pass_over(member, head, held.batch.size(index, index), held)
             return None
         return self._lease(member, held, Ready(first, first + count - 1, head.reason), failures, losses, now)
+
+    def _pass_over(self, member: Member, head: Ready, size: int, held: Held) -> None:
+        """The head does not fit this consumer: another one takes it, now or later."""
+        queue = member.queue
+        if size > member.consumer.message_bytes_max() and len(queue.aside) < ASIDE_MAX:
+            queue.ready.take(head.first, 1)
+            queue.aside[head.first] = (size, head.reason)
+            queue.aside_due = True
+            held.pinned = False
+        else:
+            member.held_up = True
+            queue.held_up[member.consumer.session_id] = member
+            queue.held_up_at = head.first
+
+    def _let_go(self, queue: Queue) -> None:
+        """Those who were held up get on when what held them up is gone."""
+        head = queue.ready.head()
+        if head is None or head.first != queue.held_up_at:
+            members, queue.held_up = queue.held_up, {}
+            for member in members.values():
+                member.held_up = False
+                self._state.touch(member.consumer)
 
     def _fits(self, member: Member, held: Held, index: int, count: int) -> int:
         """How many of `count` messages from `index` on fit into the consumer's bytes and frames."""
@@ -164,13 +190,20 @@ class Dispatch:
         )  # fmt: skip
 
     def _serve_aside(self, queue: Queue, now: Now) -> None:
-        """Messages that were too large for whoever was in turn go to somebody whose frames can hold them."""
-        for offset, (size, reason) in sorted(queue.aside.items()):
-            held = queue.window.find(offset)
-            able = [m for m in queue.members.values() if m.offered and m.consumer.message_bytes_max() >= size]
-            if not able:
+        """Messages that were too large for whoever was in turn go to those whose frames can hold them."""
+        queue.aside_due = False
+        smallest = min((size for size, _ in queue.aside.values()), default=0)
+        able = [m for m in queue.members.values() if m.offered and m.consumer.message_bytes_max() >= smallest]
+        able.sort(key=lambda member: member.load)
+        for offset, (size, reason) in sorted(queue.aside.items()) if able else ():
+            member = next((m for m in able if m.offered and m.consumer.message_bytes_max() >= size), None)
+            if member is None:
                 continue
             del queue.aside[offset]
             queue.ready.add_returned(offset, offset, reason)
-            if held is not None:
-                self._deliver(min(able, key=lambda member: member.load), 1, now)
+            held = queue.window.find(offset)
+            # What is not in memory is read back like any other, and comes here again if it is set aside again.
+            run = None if held is None else self._run(member, Ready(offset, offset, reason), held, 1, now)
+            if run is not None:
+                self._state.emit(Deliver(member.consumer.port, (run,)))
+            self._state.touch(member.consumer)

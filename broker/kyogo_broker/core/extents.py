@@ -77,12 +77,12 @@ class Extents:
             if self._live[index] and last >= offset:
                 yield self._position[index], self._length[index], self._bytes[index], last
 
-    def position_of(self, offset: int) -> int | None:
-        """Where the row that holds `offset` begins; None if it has no live message."""
+    def row_of(self, offset: int) -> tuple[int, int, int] | None:
+        """(first, last, position) of the row that holds `offset`; None if it has no live message."""
         index = bisect_right(self._first, offset) - 1
         if index < 0 or not self._live[index] or offset >= self._first[index] + self._span[index]:
             return None
-        return self._position[index]
+        return self._first[index], self._first[index] + self._span[index] - 1, self._position[index]
 
     def rows_between(self, low: int, high: int) -> Iterator[tuple[int, int, int, int]]:
         """(first, last, position, length) of the live rows that begin at positions `low` to below `high`."""

@@ -87,9 +87,9 @@ class Lease:
         self.deadlines.append([mask, deadline_ms])
         self.started |= mask
 
-    def next_deadline_ms(self) -> int | None:
-        """The earliest deadline of a live message."""
-        return min((at for bits, at in self.deadlines if bits & self.live), default=None)
+    def next_deadline_ms(self, mask: int) -> int | None:
+        """The earliest deadline of the messages of `mask`."""
+        return min((at for bits, at in self.deadlines if bits & mask), default=None)
 
     def expired(self, now_ms: int) -> int:
         """Live messages whose deadline has passed."""

@@ -8,7 +8,7 @@ from kyogo_broker.core.leases import Lease
 from kyogo_broker.core.queue import Dying, Queue, Trouble
 from kyogo_broker.core.reading import Reading
 from kyogo_broker.core.state import State
-from kyogo_broker.model.effects import Notice, SettleDone, SettleResult
+from kyogo_broker.model.effects import EndStream, Notice, SettleDone, SettleResult
 from kyogo_broker.model.facts import DeadLettered, Published, QueueCreated
 from kyogo_broker.model.message import Batch, DeadLetterInfo, FenceRange
 from kyogo_broker.model.now import Now
@@ -25,6 +25,10 @@ class Letters:
     def __init__(self, state: State, reading: Reading) -> None:
         self._state = state
         self._reading = reading
+        self._owed: dict[int, int] = {}
+        """Answers that wait for a letter, by port."""
+        self._ending: set[int] = set()
+        """Ports whose streams end once nothing is owed to them."""
 
     def write(self, queue: Queue, dying: Dying, now: Now) -> bool:
         """End a delivery in a dead letter; False: its message is read back first, `loaded` goes on with it."""
@@ -33,6 +37,8 @@ class Letters:
         held = queue.window.find(offset) if keeps else None
         if keeps and held is None:
             queue.dying[offset] = dying
+            for port in dying.ports:
+                self._owed[port] = self._owed.get(port, 0) + 1
             self._reading.want_dying(queue)
             return False
         lease = self._state.leases.find(dying.span.first_fence)
@@ -43,6 +49,7 @@ class Letters:
             index = offset - held.first
             wire = bytes(held.batch.part(index, index))
             batch = Batch(wire, range(len(wire), len(wire) + 1))
+            held.pinned = False
             self._state.record(Published(home.id, home.next_offset, batch, now.unix_ms, dead_letter=info))
         self._state.record(DeadLettered(queue.id, dying.span, dying.outcome, dying.reason))
         self._state.emit(Notice("dead_letter", {"queue": queue.name, "offset": offset, "reason": dying.reason}))
@@ -55,10 +62,41 @@ class Letters:
                 continue
             del queue.dying[offset]
             self.write(queue, dying, now)
-            if dying.port is not None:
-                fence = dying.span.first_fence
-                result = SettleResult(FenceRange(fence, fence), SettleStatus.OK)
-                self._state.emit(SettleDone(dying.port, (result,)))
+            self._answer(dying, SettleStatus.OK)
+        self._reading.want_dying(queue)
+
+    def ask(self, dying: Dying, port: int) -> None:
+        """The settlement that ends it was repeated: it has the same answer at the same time."""
+        dying.ports.append(port)
+        self._owed[port] = self._owed.get(port, 0) + 1
+
+    def queue_deleted(self, queue: Queue) -> None:
+        """No letter will be written."""
+        for dying in queue.dying.values():
+            self._answer(dying, SettleStatus.STALE)
+        queue.dying.clear()
+
+    def end_stream(self, port: int) -> None:
+        """End a stream that was detached, once everything that came before is answered."""
+        if port in self._owed:
+            self._ending.add(port)
+        else:
+            self._state.emit(EndStream(port))
+
+    def stream_ended(self, port: int) -> None:
+        """It has ended by itself."""
+        self._ending.discard(port)
+
+    def _answer(self, dying: Dying, status: SettleStatus) -> None:
+        fence = dying.span.first_fence
+        for port in dying.ports:
+            self._state.emit(SettleDone(port, (SettleResult(FenceRange(fence, fence), status),)))
+            self._owed[port] -= 1
+            if not self._owed[port]:
+                del self._owed[port]
+                if port in self._ending:
+                    self._ending.remove(port)
+                    self._state.emit(EndStream(port))
 
     def _home(self, queue: Queue, now: Now) -> Queue:
         """The queue for the letters of `queue`, made at the first one."""

@@ -27,6 +27,9 @@ class ShardConfig:
 CAPABILITIES = frozenset({"started", "drain"})
 """What this broker makes use of when a consumer declares it."""
 
+ASIDE_MAX = 1_000
+"""Messages of one queue set aside because they fit into nobody's frames who was in turn: some 200 B each. Beyond it
+consumers of small frames wait, as they would behind any large message."""
 DISPATCH_MESSAGES_MAX = 8_192
 """Of one queue in one tick: the loop must come back to its inbox within milliseconds."""
 EXTENSION_MS_MAX = 12 * 3_600_000

@@ -76,7 +76,7 @@ class Producers:
         window.keep(stored)
 
     def idle(self, now_ms: int) -> tuple[str, ...]:
-        """Producers whose window is due to be forgotten."""
+        """Producers whose window is due to be forgotten. Steady time: a leap of the wall clock is not an idle hour."""
         found = []
         for producer_id, window in self._windows.items():
             if now_ms - window.used_ms < IDLE_MS_MAX:

@@ -26,24 +26,38 @@ class Publishing:
     def publish(self, command: Publish, now: Now) -> None:
         """Store a batch, or answer a resend from its producer's window."""
         queue = self._state.names.get(command.queue)
-        if command.producer_id and queue is not None:
+        if queue is not None:
             known = self._resend(queue, command, now)
             if known is not None:
                 self._state.emit(known)
                 return
-        refusal = self._pressure() or self._refusal(command)
+        refusal = self._pressure() or self._draining() or self._refusal(command)
         if refusal is not None:
             self._state.emit(PublishDone(command.port, command.tag, refusal=refusal))
             return
         self._state.emit(PublishDone(command.port, command.tag, self.store(command, now)))
 
-    def refusal_of(self, publishes: tuple[Publish, ...]) -> Refusal | None:
-        """Why the publishes of a settlement cannot be stored, if they cannot."""
+    def refusal_of(self, publishes: tuple[Publish, ...], now: Now) -> Refusal | None:
+        """Why the publishes of a settlement cannot be stored, if they cannot. Settling goes on while a broker drains."""
+        digests: dict[tuple[str, str, int], int] = {}
         for publish in publishes:
-            refusal = self._pressure() or self._refusal(publish)
+            queue = self._state.names.get(publish.queue)
+            known = self._resend(queue, publish, now) if queue is not None else None
+            if known is not None and known.refusal is None:
+                continue
+            refusal = self._pressure() or self._refusal(publish) if known is None else known.refusal
+            request = publish.queue, publish.producer_id, publish.request_id
+            if refusal is None and publish.producer_id and digests.setdefault(request, publish.digest) != publish.digest:
+                refusal = _conflict(publish)
             if refusal is not None:
                 return refusal
         return None
+
+    def store_once(self, command: Publish, now: Now) -> tuple[OffsetRun, ...]:
+        """Store a batch of a settlement, unless its producer has stored it before."""
+        queue = self._state.names.get(command.queue)
+        known = self._resend(queue, command, now) if queue is not None else None
+        return self.store(command, now) if known is None or known.refusal is not None else known.offsets
 
     def store(self, command: Publish, now: Now) -> tuple[OffsetRun, ...]:
         """Store a batch that was not refused; its queue is made if it is not there."""
@@ -63,7 +77,7 @@ class Publishing:
 
     def _resend(self, queue: Queue, command: Publish, now: Now) -> PublishDone | None:
         """The answer to a request that is in its producer's window, or too old to tell."""
-        window = queue.producers.window(command.producer_id)
+        window = queue.producers.window(command.producer_id) if command.producer_id else None
         if window is None:
             return None
         stored = window.requests.get(command.request_id)
@@ -75,13 +89,9 @@ class Publishing:
                 "that is remembered no more: whether it was stored cannot be told; check, then publish it as a new one"
             )
             return PublishDone(command.port, command.tag, refusal=Refusal(ErrorCode.REQUEST_TOO_OLD, text))
-        queue.producers.touch(command.producer_id, now.unix_ms)
+        queue.producers.touch(command.producer_id, now.steady_ms)
         if stored.digest != command.digest or stored.messages != command.batch.count:
-            text = (
-                f"request {command.request_id} to '{queue.name}' was stored with other messages; "
-                "use a new request id for new messages"
-            )
-            return PublishDone(command.port, command.tag, refusal=Refusal(ErrorCode.REQUEST_CONFLICT, text))
+            return PublishDone(command.port, command.tag, refusal=_conflict(command))
         return PublishDone(command.port, command.tag, offsets_of(stored))
 
     def _pressure(self) -> Refusal | None:
@@ -92,7 +102,10 @@ class Publishing:
         if state.memory_high:
             text = "the broker is above its memory limit: settle messages or raise the limit; then send it again"
             return Refusal(ErrorCode.MEMORY_HIGH, text, PRESSURE_RETRY_MS)
-        if state.draining:
+        return None
+
+    def _draining(self) -> Refusal | None:
+        if self._state.draining:
             return Refusal(ErrorCode.BROKER_DRAINING, "the broker is stopping; send it again", DRAINING_RETRY_MS)
         return None
 
@@ -112,6 +125,14 @@ class Publishing:
                 text = f"{windows} producers are remembered, the most there may be; publish without a producer_id"
                 return Refusal(ErrorCode.LIMIT_EXCEEDED, text)
         return None
+
+
+def _conflict(command: Publish) -> Refusal:
+    text = (
+        f"request {command.request_id} to '{command.queue}' was stored with other messages; "
+        "use a new request id for new messages"
+    )
+    return Refusal(ErrorCode.REQUEST_CONFLICT, text)
 
 
 def queue_not_found(state: State, name: str) -> Refusal:

@@ -44,8 +44,8 @@ class Dying:
     """A delivery that ends in a dead letter as soon as its message has been read back."""
 
     span: Span
-    port: int | None
-    """Who is answered; None: nobody asked."""
+    ports: list[int]
+    """Who is answered; empty: nobody asked."""
     outcome: Outcome | None
     reason: str
     error_type: str
@@ -67,9 +67,10 @@ class Queue:
     """State of one queue; changed by facts only, the window and the members aside."""
 
     __slots__ = (
-        "accepted", "aside", "balance", "contains", "counters", "created_unix_ms", "delayed", "dying", "extents",
-        "finished", "finished_by", "id", "in_flight", "loaded_to", "loading", "loading_to", "members", "name",
-        "next_offset", "paused", "producers", "ready", "settings", "timer_ms", "troubles", "window",
+        "accepted", "aside", "aside_due", "balance", "contains", "counters", "created_unix_ms", "delayed", "dying",
+        "extents", "finished", "finished_by", "held_up", "held_up_at", "id", "in_flight", "loaded_to", "loading",
+        "loading_to", "members", "name", "next_offset", "paused", "producers", "ready", "settings", "timer_ms",
+        "troubles", "window",
     )  # fmt: skip
 
     def __init__(
@@ -102,6 +103,12 @@ class Queue:
         """Last fresh offset of the load under way; 0: none."""
         self.aside: dict[int, tuple[int, RedeliveryReason]] = {}
         """Ready messages, by offset, too large for whoever was in turn: (encoded size, reason)."""
+        self.aside_due = False
+        """Whether somebody may be able to take what is aside."""
+        self.held_up: dict[int, Member] = {}
+        """Those who have no room for the next message, by session."""
+        self.held_up_at = 0
+        """Its offset."""
         self.dying: dict[int, Dying] = {}
         self.members: dict[int, Member] = {}
         """By session."""

@@ -1,5 +1,6 @@
 """What operators do to queues: make, change, pause, empty and delete them."""
 
+from kyogo_broker.core.letters import Letters
 from kyogo_broker.core.publishing import queue_not_found, too_many_queues
 from kyogo_broker.core.state import State
 from kyogo_broker.model.commands import CreateQueue, DeleteQueue, PauseQueue, PurgeQueue, UpdateQueue
@@ -16,8 +17,9 @@ from kyogo_broker.policy.balance import POLICIES
 class Queues:
     """The control plane's part of a shard."""
 
-    def __init__(self, state: State) -> None:
+    def __init__(self, state: State, letters: Letters) -> None:
         self._state = state
+        self._letters = letters
 
     def create(self, command: CreateQueue, now: Now) -> None:
         """Make a queue."""
@@ -98,6 +100,7 @@ class Queues:
             if ranges and consumer.capabilities:
                 state.emit(Revoke(consumer.port, tuple(ranges), RevokeMode.LOST, RevokeReason.PURGED))
             state.emit(PartRefused(consumer.port, gone))
+        self._letters.queue_deleted(queue)
         count = queue.accepted - sum(queue.finished_by.values())
         state.record(QueueDeleted(queue.id))
         for member in list(queue.members.values()):

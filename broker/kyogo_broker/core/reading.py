@@ -61,9 +61,10 @@ class Reading:
             for position, length, row_bytes, row_last in queue.extents.rows_from(first):
                 if upto >= last or (stretches and size >= LOAD_BYTES_MAX):
                     break
+                # Rows that were moved by one record begin at one position, and the last one may go on behind it.
                 if position not in stretches:
-                    stretches[position] = length
                     size += row_bytes
+                stretches[position] = max(length, stretches.get(position, 0))
                 upto = min(last, row_last)
             if upto >= first:
                 wanted.extend(queue.live_ranges(first, upto))
@@ -83,6 +84,8 @@ class Reading:
         for loaded in command.batches:
             first, last = loaded.offsets[0], loaded.offsets[-1]
             assert last - first + 1 == loaded.batch.count, "a loaded batch has consecutive offsets"
+            if not any(queue.live_ranges(first, last)):
+                continue
             pinned = fresh is None or last < fresh
             queue.window.add(
                 Held(first, last, loaded.batch, loaded.published_unix_ms, loaded.dead_letter, pinned=pinned)

@@ -8,11 +8,12 @@ from kyogo_broker.core.consumers import (
     ConsumerEvent,
     Member,
 )  # fmt: skip
+from kyogo_broker.core.letters import Letters
 from kyogo_broker.core.limits import CAPABILITIES
 from kyogo_broker.core.publishing import DRAINING_RETRY_MS, queue_not_found
 from kyogo_broker.core.settling import Settling
 from kyogo_broker.core.state import State
-from kyogo_broker.model.commands import Attach, Drain, Heartbeat, SetPrefetch
+from kyogo_broker.model.commands import Attach, Drain, SetPrefetch
 from kyogo_broker.model.effects import (
     AttachDone,
     AttachRefused,
@@ -27,6 +28,8 @@ from kyogo_broker.model.message import FenceRange
 from kyogo_broker.model.now import Now
 from kyogo_broker.model.states import ConsumerState, RedeliveryReason, RevokeMode, RevokeReason
 
+SILENT = (ConsumerState.SUSPECT, ConsumerState.FAILED)
+PREFETCH_BYTES_DEFAULT = 4 << 20
 LOST_TOLD_MAX = 10_000
 """Ranges of fences that a consumer is told of when it is heard again."""
 
@@ -34,9 +37,10 @@ LOST_TOLD_MAX = 10_000
 class Sessions:
     """All consumers of a shard."""
 
-    def __init__(self, state: State, settling: Settling) -> None:
+    def __init__(self, state: State, settling: Settling, letters: Letters) -> None:
         self._state = state
         self._settling = settling
+        self._letters = letters
 
     def attach(self, command: Attach, now: Now) -> None:
         """Open a session."""
@@ -63,13 +67,9 @@ class Sessions:
         """Grant what is asked, up to the limits."""
         config = self._state.config
         consumer = self._state.consumers[command.port]
-        consumer.prefetch_messages = min(command.messages, config.prefetch_messages_max)
-        consumer.prefetch_bytes = min(command.bytes or 4 << 20, config.prefetch_bytes_max)
-        consumer.bytes_full = False
+        octets = command.bytes if command.bytes else PREFETCH_BYTES_DEFAULT
+        consumer.grant(min(command.messages, config.prefetch_messages_max), min(octets, config.prefetch_bytes_max))
         self._state.touch(consumer)
-
-    def heartbeat(self, command: Heartbeat) -> None:
-        """That it was heard is noted for every command; figures are kept for people."""
 
     def heard(self, port: int, now: Now) -> None:
         """A consumer gave a sign of life: any command of its port."""
@@ -78,9 +78,11 @@ class Sessions:
         if consumer is None:
             return
         consumer.heard_ms = state.patience_ms
-        if consumer.state in (ConsumerState.SUSPECT, ConsumerState.FAILED):
+        if consumer.state in SILENT:
             was_failed = consumer.state is ConsumerState.FAILED
             consumer.happens(ConsumerEvent.HEARD)
+            if state.draining:
+                consumer.happens(ConsumerEvent.DRAIN)
             if consumer.lost and consumer.capabilities:
                 reason = RevokeReason.FAILED if was_failed else RevokeReason.SUSPECT
                 ranges = tuple(FenceRange(first, last) for first, last in consumer.lost[:LOST_TOLD_MAX])
@@ -102,9 +104,7 @@ class Sessions:
             return
         if silent_ms >= FAILED_INTERVALS * interval and consumer.state is not ConsumerState.FAILED:
             self._fail(consumer, now)
-        elif silent_ms >= SUSPECT_INTERVALS * interval and consumer.state not in (
-            ConsumerState.SUSPECT, ConsumerState.FAILED,
-        ):  # fmt: skip
+        elif silent_ms >= SUSPECT_INTERVALS * interval and consumer.state not in SILENT:
             self._suspect(consumer)
         self._remind(consumer, now)
 
@@ -113,11 +113,12 @@ class Sessions:
         consumer = self._state.consumers[port]
         returned = self._settling.give_back(consumer, RedeliveryReason.DETACH, begun=True)
         self._leave(consumer)
-        self._state.emit(EndStream(port))
+        self._letters.end_stream(port)
         self._notice("consumer_detached", consumer, returned=returned)
 
     def lost(self, port: int, now: Now) -> None:
         """The stream is gone: what had begun is charged with a loss, the rest goes back."""
+        self._letters.stream_ended(port)
         consumer = self._state.consumers.get(port)
         if consumer is None:
             return
@@ -134,7 +135,8 @@ class Sessions:
         """The broker stops: tell everyone who can be told."""
         self._state.draining = True
         for consumer in self._state.consumers.values():
-            consumer.happens(ConsumerEvent.DRAIN)
+            if consumer.state not in SILENT:
+                consumer.happens(ConsumerEvent.DRAIN)
             self._state.touch(consumer)
             if "drain" in consumer.capabilities:
                 self._state.emit(TellDrain(consumer.port, "the broker is stopping", command.deadline_ms))
@@ -183,14 +185,15 @@ class Sessions:
             return Refusal(ErrorCode.FRAME_INVALID, f"a weight must lie between 1 and {config.weight_max}")
         if any(subscription.max_unsettled == 0 for subscription in command.subscriptions):
             return Refusal(ErrorCode.FRAME_INVALID, "max_unsettled must be 1 or more; leave it unset for no limit")
+        before = state.consumer_ids.get(command.consumer_id)
         for name in names:
             queue = state.names.get(name)
             if queue is None:
                 return queue_not_found(state, name)
-            if len(queue.members) >= queue.settings.max_consumers:
-                text = f"'{name}' has {len(queue.members)} consumers, its max_consumers; raise it or detach some"
+            others = len(queue.members) - (before is not None and before.session_id in queue.members)
+            if others >= queue.settings.max_consumers:
+                text = f"'{name}' has {others} consumers, its max_consumers; raise it or detach some"
                 return Refusal(ErrorCode.LIMIT_EXCEEDED, text)
-        before = state.consumer_ids.get(command.consumer_id)
         if before is not None and command.resumed_token != before.session_token:
             wait = before.heartbeat_interval_ms * FAILED_INTERVALS
             text = (
@@ -205,8 +208,8 @@ class Sessions:
         asked = command.heartbeat_interval_ms or config.heartbeat_interval_ms
         interval = min(max(asked, config.heartbeat_interval_ms_min), config.heartbeat_interval_ms_max)
         consumer = Consumer(command, interval_ms=interval, heard_ms=state.patience_ms, attached_unix_ms=now.unix_ms)
-        consumer.prefetch_messages = min(consumer.prefetch_messages, config.prefetch_messages_max)
-        consumer.prefetch_bytes = min(consumer.prefetch_bytes, config.prefetch_bytes_max)
+        messages = min(command.prefetch_messages, config.prefetch_messages_max)
+        consumer.grant(messages, min(command.prefetch_bytes, config.prefetch_bytes_max))
         consumer.capabilities = command.capabilities & CAPABILITIES
         state.consumers[consumer.port] = consumer
         state.sessions[consumer.session_id] = consumer
@@ -217,8 +220,7 @@ class Sessions:
         return [
             Member(
                 consumer, self._state.names[subscription.queue], index=index,
-                weight=consumer.weight if subscription.weight is None else subscription.weight,
-                max_unsettled=subscription.max_unsettled,
+                weight=subscription.weight, max_unsettled=subscription.max_unsettled,
             )
             for index, subscription in enumerate(command.subscriptions)
         ]  # fmt: skip

@@ -37,6 +37,8 @@ class Piece(NamedTuple):
     status: SettleStatus
     lease: Lease | None = None
     """Set when it is the asker's own and live."""
+    dying: Dying | None = None
+    """Set when it has ended in just this way, and its letter is being written."""
 
 
 class Failure(NamedTuple):
@@ -123,10 +125,10 @@ class Settling:
         if expired and consumer is not None and consumer.counts_start():
             ranges = tuple(FenceRange(s.first_fence, s.first_fence + s.count - 1) for s in expired)
             self._state.emit(Revoke(consumer.port, ranges, RevokeMode.LOST, RevokeReason.VISIBILITY_TIMEOUT))
-        following = lease.next_deadline_ms()
-        if lease.live and following is not None:
-            # What is dying keeps its passed deadline until its letter is written: no sooner than a tick from now.
-            self._state.timers.remind(lease, max(following, now.steady_ms + 1_000))
+        # What is dying keeps its passed deadline; nobody needs to be reminded of it.
+        following = lease.next_deadline_ms(lease.live & ~self._dying_bits(lease))
+        if following is not None:
+            self._state.timers.remind(lease, following)
 
     def give_back(self, consumer: Consumer, reason: RedeliveryReason, *, begun: bool) -> int:
         """Take uncharged what has not begun, or with `begun` everything; how many messages that was."""
@@ -161,19 +163,20 @@ class Settling:
     def _lose_repeated(self, lease: Lease, span: Span, reason: RedeliveryReason, now: Now) -> Iterator[Span]:
         """Handle the messages of a span that were lost before; yields the spans of those that were not."""
         queue = lease.queue
-        if not queue.troubles:
+        losses_max = 0 if queue.is_dead_letter_queue else queue.settings.max_losses
+        if not queue.troubles and losses_max != 1:
             yield span
             return
         fresh = 0
         for number in range(span.count):
             trouble = queue.troubles.get(span.first_offset + number)
-            if trouble is None or not trouble.losses:
+            losses = 1 + (trouble.losses if trouble else 0)
+            if losses == 1 and losses_max != 1:
                 fresh |= 1 << number
                 continue
             single = Span(span.first_fence + number, span.first_offset + number, 1)
-            losses = trouble.losses + 1
-            if queue.settings.max_losses and losses >= queue.settings.max_losses and not queue.is_dead_letter_queue:
-                dying = Dying(single, None, None, "lost_too_often", "", "", failed=False, lost=True)
+            if losses_max and losses >= losses_max:
+                dying = Dying(single, [], None, "lost_too_often", "", "", failed=False, lost=True)
                 self._letters.write(queue, dying, now)
             else:
                 due = now.steady_ms + self._backoff(queue, losses - 1)
@@ -184,6 +187,9 @@ class Settling:
     def _settle(self, consumer: Consumer, piece: Piece, settlement: Settlement, now: Now) -> list[SettleResult]:
         """One piece of a settlement without publishes; empty when its answer comes later."""
         lease = piece.lease
+        if piece.dying is not None:
+            self._letters.ask(piece.dying, consumer.port)
+            return []
         if lease is None:
             return [SettleResult(FenceRange(piece.first, piece.last), piece.status)]
         queue, outcome = lease.queue, settlement.outcome
@@ -207,7 +213,7 @@ class Settling:
         queue = lease.queue
         if settlement.outcome is Outcome.DEAD_LETTER and not queue.is_dead_letter_queue:
             dying = Dying(
-                span, consumer.port, Outcome.DEAD_LETTER, settlement.reason or "dead_letter", settlement.error_type,
+                span, [consumer.port], Outcome.DEAD_LETTER, settlement.reason or "dead_letter", settlement.error_type,
                 settlement.reason, failed=True, lost=False,
             )  # fmt: skip
             return self._letters.write(queue, dying, now)
@@ -227,15 +233,16 @@ class Settling:
             hopeless = bool(failure.error_type) and failure.error_type in settings.retry.non_retryable
             if hopeless or (settings.max_attempts and failures >= settings.max_attempts):
                 dying = Dying(
-                    span, failure.port, failure.outcome, "non_retryable" if hopeless else "max_attempts",
+                    span, [failure.port] if failure.port is not None else [], failure.outcome, "non_retryable" if hopeless else "max_attempts",
                     failure.error_type, failure.error, failed=True, lost=False,
                 )  # fmt: skip
                 return self._letters.write(queue, dying, now)
         delay = self._backoff(queue, failures) if failure.delay_ms is None else failure.delay_ms
         due = now.steady_ms + delay if delay else 0
         self._state.record(
-            Retried(queue.id, failure.reason, span, lease.consumer_id, due, failure.error_type, failure.error)
-        )
+            Retried(queue.id, failure.reason, span, lease.consumer_id, due, failure.error_type, failure.error,
+                    failure.outcome or Outcome.RETRY)
+        )  # fmt: skip
         return True
 
     def _unit(self, consumer: Consumer, settlement: Settlement, now: Now) -> list[SettleResult]:
@@ -254,13 +261,13 @@ class Settling:
             text = f"publishes ride with ACK only, not with {settlement.outcome.name}; publish them on their own"
             refusal = Refusal(ErrorCode.UNSUPPORTED, text)
         else:
-            refusal = self._publishing.refusal_of(settlement.publishes)
+            refusal = self._publishing.refusal_of(settlement.publishes, now)
         if refusal is not None:
             return [
                 SettleResult(answer.range, SettleStatus.REJECTED, refusal) if piece.lease else answer
                 for piece, answer in zip(pieces, answers, strict=True)
             ]
-        published = tuple(self._publishing.store(publish, now) for publish in settlement.publishes)
+        published = tuple(self._publishing.store_once(publish, now) for publish in settlement.publishes)
         for piece in pieces:
             self._settle(consumer, piece, settlement, now)
         return [SettleResult(answers[0].range, answers[0].status, published=published), *answers[1:]]
@@ -284,7 +291,7 @@ class Settling:
             for bit, length in runs_of(own):
                 start = lease.first_fence + bit
                 if start > position:
-                    yield from self._ended(position, start - 1, outcome)
+                    yield from self._over(lease, position, start - 1, outcome)
                 end = start + length - 1
                 if lease.consumer is consumer:
                     yield Piece(start, end, SettleStatus.OK, lease)
@@ -292,11 +299,21 @@ class Settling:
                     yield Piece(start, end, SettleStatus.UNKNOWN)
                 position = end + 1
             if position <= upto:
-                yield from self._ended(position, upto, outcome)
+                yield from self._over(lease, position, upto, outcome)
             first = upto + 1
 
+    def _over(self, lease: Lease, first: int, last: int, outcome: Outcome | None) -> Iterator[Piece]:
+        """Fences of a lease that are nobody's now; what is dying is over for its consumer, too."""
+        for fence in range(first, last + 1) if lease.queue.dying and outcome is not None else ():
+            dying = lease.queue.dying.get(lease.first_offset + fence - lease.first_fence)
+            if dying is not None and dying.span.first_fence == fence and dying.outcome is outcome:
+                yield from self._ended(first, fence - 1, outcome)
+                yield Piece(fence, fence, SettleStatus.STALE, dying=dying)
+                first = fence + 1
+        yield from self._ended(first, last, outcome)
+
     def _ended(self, first: int, last: int, outcome: Outcome | None) -> Iterator[Piece]:
-        """Fences that are nobody's now; what is dying is over for its consumer, too."""
+        """Fences that are nobody's now."""
         state = self._state
         known = min(last, state.fences.next - 1)
         while first <= known:

@@ -78,8 +78,8 @@ class Shard:
         self._letters = letters
         self._publishing = Publishing(state)
         self._settling = Settling(state, letters, self._publishing)
-        self._sessions = Sessions(state, self._settling)
-        self._queues = Queues(state)
+        self._sessions = Sessions(state, self._settling, letters)
+        self._queues = Queues(state, letters)
         self._copying = Copying(state)
         self._dispatch = Dispatch(state, reading)
         self._idle_check_ms = 0
@@ -116,6 +116,7 @@ class Shard:
         """
         state = self._state
         state.position = position
+        state.steady_ms = now.steady_ms
         state.stalled_ms += stalled_ms
         state.patience_ms = now.steady_ms - state.stalled_ms
 
@@ -226,8 +227,6 @@ class Shard:
         if now.steady_ms >= self._idle_check_ms:
             self._idle_check_ms = now.steady_ms + IDLE_CHECK_MS
             self._forget_producers(now)
-        if state.fences.needs_block():
-            state.record(FencesReserved(state.fences.reserved + BLOCK))
         if state.dirty:
             self._dispatch.run(now)
 
@@ -237,7 +236,7 @@ class Shard:
         elif isinstance(timed, Lease):
             if timed.live:
                 self._settling.expire(timed, now)
-        elif isinstance(timed, Queue):
+        elif isinstance(timed, Queue) and self._state.queues.get(timed.id) is timed:
             if timed.promote(now.steady_ms):
                 self._state.dirty[timed.id] = timed
             self._remind_delayed(timed)
@@ -245,7 +244,9 @@ class Shard:
     def _is_live(self, timed: Timed) -> bool:
         if isinstance(timed, Lease):
             return timed.live != 0
-        return not isinstance(timed, Consumer) or self._state.consumers.get(timed.port) is timed
+        if isinstance(timed, Queue):
+            return self._state.queues.get(timed.id) is timed
+        return isinstance(timed, Consumer) and self._state.consumers.get(timed.port) is timed
 
     def _remind_delayed(self, queue: Queue) -> None:
         due = queue.delayed.next_due_ms()
@@ -254,7 +255,7 @@ class Shard:
 
     def _forget_producers(self, now: Now) -> None:
         for queue in self._state.queues.values():
-            idle = queue.producers.idle(now.unix_ms)
+            idle = queue.producers.idle(now.steady_ms)
             if idle:
                 self._state.record(ProducersForgotten(queue.id, idle))
 

@@ -1,7 +1,8 @@
 """What is ready in a `STANDARD` queue: returned messages lowest offset first, then fresh ones in their order.
 
 Fresh messages are ranges, and since offsets are dense there is one range in all but odd cases. Returned ones are
-ranges in a heap, each with the reason for its next delivery. Nothing is kept for a message.
+ranges in a heap, each with the reason for its next delivery; what was passed over, being too large for whoever was in
+turn, stands among them without a reason. Nothing is kept for a message.
 """
 
 from array import array
@@ -42,7 +43,7 @@ class StandardReady:
             self._fresh.append((first, last))
 
     def add_returned(self, first: int, last: int, reason: RedeliveryReason) -> None:
-        """Messages that come back to their original place."""
+        """Messages that come back to their original place; reason unspecified: passed over before any delivery."""
         self.count += last - first + 1
         heappush(self._returned, Ready(first, last, reason))
 
@@ -138,8 +139,13 @@ class StandardReady:
         self._returned = returned
         if wanted:
             before = sum(high - low + 1 for low, high in self._fresh)
-            self._fresh = deque(part for low, high in self._fresh for part in _without(low, high, first, last))
-            wanted -= before - sum(high - low + 1 for low, high in self._fresh)
+            rest = [part for low, high in self._fresh for part in _without(low, high, first, last)]
+            wanted -= before - sum(high - low + 1 for low, high in rest)
+            # What was passed over is served before all others; what is fresh has no holes, read-ahead relies on it.
+            for low, high in rest:
+                if high < first:
+                    heappush(self._returned, Ready(low, high, RedeliveryReason.UNSPECIFIED))
+            self._fresh = deque((low, high) for low, high in rest if low > last)
         assert wanted == 0, "took messages that were not ready"
         return reason
 

@@ -72,6 +72,8 @@ class State:
         self.failovers: dict[str, int] = {}
         self.dirty: dict[int, Queue] = {}
         """Queues that may have something to dispatch."""
+        self.steady_ms = 0
+        """Of this turn."""
         self.patience_ms = 0
         """The steady clock without the time in which this broker itself stood still."""
         self.stalled_ms = 0
@@ -185,6 +187,8 @@ class State:
             elif offered:
                 member.queue.balance.changed(member)
                 self.dirty[member.queue.id] = member.queue
+            if offered and member.queue.aside:
+                member.queue.aside_due = True
 
     def check_invariants(self) -> None:
         """Of all parts; for tests, after every step."""
@@ -251,7 +255,8 @@ class State:
         queue.ready.add_fresh(first, first + count - 1)
         if fact.producer_id:
             stored = Stored(fact.request_id, first, count, fact.digest)
-            queue.producers.keep(fact.producer_id, stored, fact.published_unix_ms)
+            used_ms = fact.published_unix_ms if self.replaying else self.steady_ms
+            queue.producers.keep(fact.producer_id, stored, used_ms)
         if not self.replaying:
             queue.keep(fact)
             self.dirty[queue.id] = queue
@@ -264,7 +269,7 @@ class State:
         queue = self.queues[fact.queue_id]
         span = fact.span
         if self.replaying:
-            self._catch_up(queue, span, fact.leased_unix_ms)
+            self._catch_up(queue, span)
         reason = queue.ready.take(span.first_offset, span.count)
         queue.in_flight += span.count
         self.leases.add(
@@ -272,11 +277,10 @@ class State:
                   leased_unix_ms=fact.leased_unix_ms, reason=reason)
         )  # fmt: skip
 
-    def _catch_up(self, queue: Queue, span: Span, now_ms: int) -> None:
-        """Time passes in a replay too: what was delivered had become due before, whatever the clock says now."""
+    def _catch_up(self, queue: Queue, span: Span) -> None:
+        """Time passes in a replay too: what was delivered had become due before, whatever the clocks say."""
         if not len(queue.delayed):
             return
-        queue.promote(now_ms)
         for offset in range(span.first_offset, span.first_offset + span.count):
             reason = queue.delayed.discard(offset)
             if reason is not None:
@@ -317,7 +321,7 @@ class State:
         queue, offset = self.queues[fact.queue_id], fact.span.first_offset
         lease = self.end(fact.span)
         if fact.reason is RedeliveryReason.RETRY:
-            self.settled.add(queue.id, fact.span.first_fence, 1, Outcome.RETRY)
+            self.settled.add(queue.id, fact.span.first_fence, 1, fact.outcome)
         trouble = queue.trouble(offset)
         trouble.failures += 1
         trouble.first_error = trouble.first_error or fact.error
@@ -342,6 +346,8 @@ class State:
         queue.aside.clear()
         queue.ready.clear()
         queue.delayed.clear()
+        for held in queue.window:
+            held.pinned = False
         for first, last in fact.ranges:
             queue.finish(first, last, fact.reason)
 

@@ -15,9 +15,9 @@ version; a new field with a default in a JSON fact need not. The golden files in
 import struct
 import sys
 from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import chain
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate, chain, repeat
+from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -67,6 +67,10 @@ KINDS: Mapping[int, type[Fact]] = {
 }
 VERSION = 1
 """Of every kind, so far."""
+MERGED_BYTES_MAX = 256 << 10
+"""Small batches are put together up to here when they are read back: a window of many would cost an object for each."""
+MERGED_MS_MAX = 10
+"""Merged messages share the first one's instant of publishing, at most so much too early."""
 SMALL_WIRE_BYTES = 4096
 """Below this, copying a batch into its neighbours is cheaper than one more buffer to write."""
 
@@ -139,14 +143,94 @@ def decode(payload: memoryview | bytes) -> list[Fact]:
     return facts
 
 
-def published(payload: memoryview | bytes, queue_id: int) -> Iterator[Published | Moved]:
-    """Only the facts that hold messages of one queue; the others are passed over undecoded."""
-    payload = memoryview(payload)
-    for kind, start, end in _frames(payload):
-        if kind in (PUBLISHED, MOVED) and _queue_id.unpack_from(payload, start)[0] == queue_id:
-            fact = _decode_one(kind, payload, start, end)
-            if isinstance(fact, Published | Moved):
+def published(payloads: Iterable[memoryview | bytes], queue_id: int) -> Iterator[Published | Moved]:
+    """Only the facts that hold messages of one queue; the others are passed over undecoded.
+
+    Plain batches that follow one another are put together as they are found: a backlog that was published one by one
+    would otherwise cost an object and a decoding for each message.
+    """
+    run: _Run | None = None
+    for whole in payloads:
+        payload = memoryview(whole)
+        for kind, start, end in _frames(payload):
+            if kind not in (PUBLISHED, MOVED) or _queue_id.unpack_from(payload, start)[0] != queue_id:
+                continue
+            plain = _plain(payload, kind, start, end)
+            if run is not None and (plain is None or not run.goes_on(plain)):
+                yield run.fact(queue_id)
+                run = None
+            if plain is not None:
+                run = _Run(plain) if run is None else run
+                run.add(plain)
+            else:
+                fact = _decode_one(kind, payload, start, end)
+                assert isinstance(fact, Published | Moved)
                 yield fact
+    if run is not None:
+        yield run.fact(queue_id)
+
+
+class _Plain(NamedTuple):
+    """A batch that can be put together with others."""
+
+    offset: int
+    unix_ms: int
+    messages: int
+    step: int
+    """Bytes of each message."""
+    wire: memoryview
+
+
+def _plain(payload: memoryview, kind: int, start: int, end: int) -> _Plain | None:
+    """The batch of a `Published` whose messages have one size and are no letter."""
+    if kind != PUBLISHED:
+        return None
+    _, offset, unix_ms, _, _, count, step, producer, letter = _published.unpack_from(payload, start)
+    if not step or letter:
+        return None
+    wire = payload[start + _published.size + producer : end]
+    if len(wire) != step * count:
+        raise BrokerStopError(f"a batch at byte {start} of its record has a wrong size; {_INSPECT}")
+    return _Plain(offset, unix_ms, count, step, wire)
+
+
+class _Run:
+    """Plain batches with consecutive offsets, being put together."""
+
+    __slots__ = ("bytes", "counts", "first", "following", "steps", "unix_ms", "wires")
+
+    def __init__(self, plain: _Plain) -> None:
+        self.first = self.following = plain.offset
+        self.unix_ms = plain.unix_ms
+        self.bytes = 0
+        self.wires: list[memoryview] = []
+        self.counts: list[int] = []
+        self.steps: list[int] = []
+
+    def goes_on(self, plain: _Plain) -> bool:
+        """Whether a batch may be added."""
+        return (
+            plain.offset == self.following
+            and 0 <= plain.unix_ms - self.unix_ms <= MERGED_MS_MAX
+            and self.bytes + len(plain.wire) <= MERGED_BYTES_MAX
+        )
+
+    def add(self, plain: _Plain) -> None:
+        """Take in a batch."""
+        self.following += plain.messages
+        self.bytes += len(plain.wire)
+        self.wires.append(plain.wire)
+        self.counts.append(plain.messages)
+        self.steps.append(plain.step)
+
+    def fact(self, queue_id: int) -> Published:
+        """All of it as one batch."""
+        step = self.steps[0]
+        ends: Sequence[int] = range(step, self.bytes + 1, step)
+        if self.steps.count(step) != len(self.steps):
+            sizes = chain.from_iterable(map(repeat, self.steps, self.counts))
+            ends = array("I", accumulate(sizes))
+        return Published(queue_id, self.first, Batch(b"".join(self.wires), ends), self.unix_ms)
 
 
 def _frames(payload: memoryview) -> Iterator[tuple[int, int, int]]:

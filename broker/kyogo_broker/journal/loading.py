@@ -11,17 +11,12 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
 from kyogo_broker.journal.base import Journal
-from kyogo_broker.journal.codec import published
+from kyogo_broker.journal.codec import MERGED_BYTES_MAX, MERGED_MS_MAX, published
 from kyogo_broker.model.commands import Loaded, LoadedBatch
 from kyogo_broker.model.effects import Load
 from kyogo_broker.model.errors import BrokerStopError
 from kyogo_broker.model.facts import Moved, Published
 from kyogo_broker.model.message import Batch, DeadLetterInfo
-
-MERGED_BYTES_MAX = 256 << 10
-"""Small batches are put together up to here: a window of many would cost an object for each."""
-MERGED_MS_MAX = 10
-"""Merged messages share the first one's instant of publishing, at most so much too early."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +45,9 @@ def load(journal: Journal, effect: Load) -> Loaded:
     """
     missing = _Missing(effect.ranges)
     pieces: list[Piece] = []
-    for record in journal.read_many(effect.stretches):
-        for fact in published(record.payload, effect.queue_id):
-            pieces += missing.take_from(fact)
+    payloads = (record.payload for record in journal.read_many(effect.stretches))
+    for fact in published(payloads, effect.queue_id):
+        pieces += missing.take_from(fact)
     offset = missing.first()
     if offset is not None:
         raise BrokerStopError(

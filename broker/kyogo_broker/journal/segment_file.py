@@ -1,6 +1,6 @@
 """One file of the segment log: its header, its records, and how they are read back and judged.
 
-A segment is a file of a fixed size, written with zeros before it is used. All numbers are little-endian.
+A segment is a file of a fixed size whose room is reserved before it is used. All numbers are little-endian.
 
     byte 0                                                        64
     | "KYOGOSEG" | format u32 | shard u32 | key u64 | number u32 | epoch u32 | size u64 | zeros | crc u32 | records ...
@@ -19,7 +19,8 @@ Zeros where a head should stand are the end of a segment's records.
 
 import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from threading import Lock
 from typing import NamedTuple
 
 import google_crc32c
@@ -100,12 +101,21 @@ class Found(NamedTuple):
     payload: memoryview
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Segment:
     """An open segment."""
 
     file: int
     header: Header
+    claimed: bool = False
+    """Whether records are being appended: zeros are no longer written to it."""
+    claiming: Lock = field(default_factory=Lock)
+    """Held while zeros are written."""
+
+    def claim(self) -> None:
+        """Wait for a write of zeros that is under way; after this there will be none."""
+        with self.claiming:
+            self.claimed = True
 
 
 def segment_name(number: int) -> str:

@@ -132,7 +132,7 @@ class SegmentJournal:
         self._log = find_end(self._files, self._directory, meta)
         if not self._log.end.number:
             header = Header(meta.shard, meta.key, number=1, epoch=meta.epoch, size=self._settings.segment_bytes)
-            self._files.close(make_segment(self._files, self._directory, header).file)
+            self._files.close(make_segment(self._files, self._directory, header, zeros=True).file)
             self._log = find_end(self._files, self._directory, meta)
         newest = newest_checkpoint(self._files, self._directory, meta, self._log)
         self._checkpoints = newest.on_disk
@@ -229,6 +229,8 @@ class SegmentJournal:
             raise self._failure
         try:
             segment = active.result()
+            if segment is not self._writing:
+                segment.claim()
             start = segment.header.anchor if offset == HEADER_BYTES else self._chain
             buffers, crc, size = frame(segment.header.anchor, start, sequence, self._meta.epoch, parts)
             self._files.write(segment.file, buffers, offset)

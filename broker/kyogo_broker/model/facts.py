@@ -163,6 +163,9 @@ class Retried:
     """Steady instant from which it is ready again; 0: at once."""
     error_type: str
     error: str
+    outcome: Outcome = Outcome.RETRY
+    """What the consumer said, if it said anything (reason RETRY), for repeated settlements: in a dead-letter queue
+    DEAD_LETTER comes back too."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from itertools import pairwise
 from tests.support.history.books import Books
 from tests.support.history.coverage import Expectations, gaps
 from tests.support.history.failover import Failover
-from tests.support.history.index import Index
+from tests.support.history.index import UNTOLD, Index
 from tests.support.history.leases import Leases
 from tests.support.history.letters import Letters
 from tests.support.history.lines import Line
@@ -36,7 +36,7 @@ def _figures(index: Index, stored: Stored, failover: Failover) -> Figures:
     gap, at, during = _longest_gap(index)
     effective = [fault for fault in index.faults.values() if fault.effect is not None]
     kills = Counter("broker" for life in index.lives if life.killed)
-    kills.update(fault.fields.get("of", fault.target) for fault in effective if fault.kind == "kill")
+    kills.update(fault.fields.get("of", fault.target) for fault in effective if fault.kind == "kill" and fault.target != "broker")
     return Figures(
         operations=index.operations,
         answered=stored.answered,
@@ -44,7 +44,7 @@ def _figures(index: Index, stored: Stored, failover: Failover) -> Figures:
         lost=stored.lost,
         doubled=stored.doubled,
         unknown=stored.unknown,
-        redelivered=Counter(d.reason for d in index.deliveries if d.reason != "UNSPECIFIED"),
+        redelivered=Counter(d.reason for d in index.deliveries if d.reason not in {"UNSPECIFIED", UNTOLD}),
         faults=Counter(fault.fields.get("name", fault.kind) for fault in effective),
         kills=kills,
         longest_gap=gap,

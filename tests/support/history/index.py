@@ -12,6 +12,8 @@ from typing import Any
 from tests.support.history.lines import Line, fences_of
 
 OK = "OK"
+UNTOLD = "?"
+"""The reason of a delivery whose consumer does not tell it."""
 NO = frozenset({"STALE", "UNKNOWN", "REJECTED"})
 """Answers that say: nothing was done."""
 
@@ -254,7 +256,7 @@ class Index:
         self.ended = line["t"]
         op = line["op"]
         self.operations[op] += 1
-        detail = line.get("status") or line.get("what") or line.get("how") or line.get("mode")
+        detail = line.get("what") or line.get("status") or line.get("how") or line.get("mode")
         if detail:
             self.operations[f"{op} {detail}"] += 1
         take = getattr(self, f"_{op}", None)

@@ -107,6 +107,7 @@ class Report:
 def _figures(figures: Figures, seconds: float) -> list[str]:
     total = sum(count for name, count in figures.operations.items() if " " not in name)
     detail = Counter({name: count for name, count in figures.operations.items() if " " in name})
+    median, worst = figures.failover_median * 1000, figures.failover_max * 1000
     gap = f"longest gap without a delivery: {figures.longest_gap:.2f} s, at {figures.gap_at:.1f} s"
     return [
         f"history of {seconds:.0f} s, {total:,} lines: {_counts(figures.operations, plain=True)}",
@@ -116,7 +117,7 @@ def _figures(figures: Figures, seconds: float) -> list[str]:
         f"answered messages: {figures.answered:,}, of them finished {figures.finished:,}, lost {figures.lost}",
         f"doubled messages: {figures.doubled}; never answered: {figures.unknown:,}",
         f"redelivered: {_counts(figures.redelivered)}",
-        f"failover after a kill: median {figures.failover_median * 1000:.0f} ms, worst {figures.failover_max * 1000:.0f} ms",
+        f"failover of what a killed consumer held: median {median:.0f} ms, worst {worst:.0f} ms",
         f"{gap}, during {figures.gap_during}" if figures.gap_during else gap,
     ]
 

@@ -52,9 +52,8 @@ def test_finishing_goes_over_rows() -> None:
 def test_where_a_message_stands() -> None:
     e = three_rows()
     e.finish(11, 20)
-    assert [e.position_of(offset) for offset in (1, 10, 11, 20, 21, 30, 31)] == [
-        1_000, 1_000, None, None, 3_000, 3_000, None,
-    ]  # fmt: skip
+    one, three = (1, 10, 1_000), (21, 30, 3_000)
+    assert [e.row_of(offset) for offset in (1, 10, 11, 20, 21, 30, 31)] == [one, one, None, None, three, three, None]
 
 
 def test_rows_from_an_offset_on() -> None:
@@ -99,7 +98,7 @@ def test_moving_after_a_part_was_finished() -> None:
     e.finish(11, 11)
     e.finish(15, 17)
     e.finish(19, 20)
-    assert e.position_of(11) is None
+    assert e.row_of(11) is None
     e.check_invariants()
 
 

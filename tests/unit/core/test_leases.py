@@ -38,7 +38,7 @@ def test_a_handler_begins_once() -> None:
     assert one.start(0b0011, 500) == 0b0010
     assert one.start(0b0110, 900) == 0b0100
     assert (one.expired(499), one.expired(500), one.expired(900)) == (0, 0b0010, 0b0110)
-    assert one.next_deadline_ms() == 500
+    assert (one.next_deadline_ms(one.live), one.next_deadline_ms(0b0100)) == (500, 900)
 
 
 def test_extending_replaces_the_deadline_and_begins_what_had_not() -> None:
@@ -48,7 +48,7 @@ def test_extending_replaces_the_deadline_and_begins_what_had_not() -> None:
     assert one.started == 0b111
     assert (one.expired(500), one.expired(1_999), one.expired(2_000)) == (0b001, 0b001, 0b111)
     one.extend(0b001, 300)
-    assert one.next_deadline_ms() == 300
+    assert one.next_deadline_ms(one.live) == 300
 
 
 def test_what_is_settled_has_no_deadline() -> None:
@@ -57,7 +57,7 @@ def test_what_is_settled_has_no_deadline() -> None:
     one.live = 0b10
     assert one.expired(600) == 0b10
     one.live = 0
-    assert one.next_deadline_ms() is None
+    assert one.next_deadline_ms(one.live) is None
 
 
 def test_sizes_are_those_of_the_batch_it_was_cut_from() -> None:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import threading
 from pathlib import Path
 from random import Random
 
@@ -10,6 +11,7 @@ import pytest
 
 from kyogo_broker.journal.base import Section
 from kyogo_broker.journal.lane import InlineLane
+from kyogo_broker.journal.segment_file import Header, Segment
 from kyogo_broker.journal.segments import SegmentJournal, SegmentSettings
 from kyogo_broker.model.errors import BrokerStopError
 from tests.support.faulty_disk import FaultyDisk
@@ -314,14 +316,35 @@ def test_a_directory_that_could_not_be_opened_is_let_go() -> None:
     assert disk.open_files() == 0
 
 
-def test_closing_does_not_wait_for_the_reserve() -> None:
+def test_closing_breaks_off_the_writing_of_zeros() -> None:
     disk, held = FaultyDisk(), HeldLane()
     journal = opened(disk, lambda name: held if name.endswith("keep") else InlineLane(name))
     append(journal, 5)
-    writes: list[str] = []
-    disk.before = lambda call: writes.append(call) if call == "sync_data" else None
+    zeros: list[str] = []
+    disk.before = lambda call: zeros.append(call) if call == "sync_data" else None
     journal.close()
-    assert writes == []
-    assert [name for name in names(disk) if name.endswith((".segment", ".tmp"))] == ["0000000001.segment"]
+    assert zeros == []
+    assert len([name for name in names(disk) if name.endswith(".segment")]) == 3
     assert disk.open_files() == 0
     append(opened(disk), *[1400] * 20)
+
+
+def test_zeros_are_never_written_over_records() -> None:
+    disk, held = FaultyDisk(), HeldLane()
+    journal = opened(disk, lambda name: held if name.endswith("keep") else InlineLane(name))
+    held.calls.popleft()()  # the next segment is made, but not yet written with zeros
+    append(journal, *[1400] * 4)
+    position = journal.position - 1432
+    held.go_on()
+    assert journal.read_many([(position, 0)])[0].sequence == 4
+    assert position >> 32 == 2
+
+
+def test_the_next_segment_waits_for_a_write_of_zeros_under_way() -> None:
+    segment = Segment(3, Header(0, 0, 1, 0, 5800))
+    claiming = threading.Thread(target=segment.claim)
+    with segment.claiming:
+        claiming.start()
+        assert not segment.claimed
+    claiming.join(10)
+    assert segment.claimed

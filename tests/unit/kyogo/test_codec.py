@@ -45,18 +45,18 @@ ENCODED = [
 
 
 @pytest.mark.parametrize(("body", "asked", "data", "content_type"), ENCODED)
-def test_encode(body, asked, data, content_type):
+def test_encode(body: Any, asked: Any, data: Any, content_type: Any) -> None:
     assert Codecs().encode(body, asked) == (data, content_type)
 
 
 @pytest.mark.parametrize("body", [object(), {"a": object()}, float("nan"), {1, 2}])
-def test_what_cannot_be_written_is_refused(body):
+def test_what_cannot_be_written_is_refused(body: Any) -> None:
     with pytest.raises(EncodeError) as raised:
         Codecs().encode(body)
     assert raised.value.code == "ENCODE_FAILED"
 
 
-def test_an_unknown_content_type_takes_bytes_only():
+def test_an_unknown_content_type_takes_bytes_only() -> None:
     with pytest.raises(EncodeError, match="register"):
         Codecs().encode({}, "application/x-yaml")
 
@@ -84,7 +84,7 @@ DECODED = [
 
 
 @pytest.mark.parametrize(("annotation", "body", "content_type", "value"), DECODED)
-def test_decode(annotation, body, content_type, value):
+def test_decode(annotation: Any, body: Any, content_type: Any, value: Any) -> None:
     assert Codecs().decoder_for(annotation)(body, content_type) == value
 
 
@@ -105,7 +105,7 @@ UNDECODABLE = [
 
 
 @pytest.mark.parametrize(("annotation", "body", "content_type"), UNDECODABLE)
-def test_what_is_not_what_it_says_is_refused(annotation, body, content_type):
+def test_what_is_not_what_it_says_is_refused(annotation: Any, body: Any, content_type: Any) -> None:
     with pytest.raises(DecodeError) as raised:
         Codecs().decoder_for(annotation)(body, content_type)
     assert raised.value.code == "DECODE_FAILED"
@@ -119,7 +119,7 @@ class Reversed:
         return json.loads(body.decode()[::-1])
 
 
-def test_a_codec_of_ones_own_goes_both_ways():
+def test_a_codec_of_ones_own_goes_both_ways() -> None:
     codecs = Codecs()
     codecs.register("Application/X-Reversed", Reversed())
     data, content_type = codecs.encode({"a": 1}, "application/x-reversed")
@@ -130,7 +130,7 @@ def test_a_codec_of_ones_own_goes_both_ways():
         codecs.decode(b"{", "application/x-reversed")
 
 
-def test_a_dataclass_needs_pydantic(monkeypatch):
+def test_a_dataclass_needs_pydantic(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pydantic", None)
     with pytest.raises(ConfigurationError, match="pydantic"):
         Codecs().decoder_for(Mail)

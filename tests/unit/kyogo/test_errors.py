@@ -1,5 +1,7 @@
 """One tree, by code."""
 
+from typing import Any
+
 import grpc
 import pytest
 from google.protobuf import any_pb2
@@ -19,21 +21,21 @@ from kyogo.v1 import broker_pb2 as pb
 
 
 class Ended(grpc.RpcError):
-    def __init__(self, code, details="text", trailing=()):
+    def __init__(self, code: Any, details: Any = "text", trailing: Any = ()) -> None:
         super().__init__()
         self._code, self._details, self._trailing = code, details, trailing
 
-    def code(self):
+    def code(self) -> Any:
         return self._code
 
-    def details(self):
+    def details(self) -> Any:
         return self._details
 
-    def trailing_metadata(self):
+    def trailing_metadata(self) -> Any:
         return self._trailing
 
 
-def packed(reason, *, domain="kyogo", retry_ms=None):
+def packed(reason: Any, *, domain: Any = "kyogo", retry_ms: Any = None) -> Any:
     details = [any_pb2.Any()]
     details[0].Pack(error_details_pb2.ErrorInfo(reason=reason, domain=domain, metadata={"queue": "q"}))
     if retry_ms is not None:
@@ -45,7 +47,7 @@ def packed(reason, *, domain="kyogo", retry_ms=None):
     return (("other", "x"), ("grpc-status-details-bin", status.SerializeToString()))
 
 
-def test_the_brokers_details_make_the_error():
+def test_the_brokers_details_make_the_error() -> None:
     error = errors.from_rpc(Ended(grpc.StatusCode.NOT_FOUND, trailing=packed("QUEUE_NOT_FOUND")))
     assert isinstance(error, QueueNotFoundError)
     assert (error.code, error.message, error.metadata) == ("QUEUE_NOT_FOUND", "make it first", {"queue": "q"})
@@ -53,7 +55,7 @@ def test_the_brokers_details_make_the_error():
     assert str(error) == "QUEUE_NOT_FOUND: make it first"
 
 
-def test_retry_info_makes_it_retryable():
+def test_retry_info_makes_it_retryable() -> None:
     error = errors.from_rpc(Ended(grpc.StatusCode.RESOURCE_EXHAUSTED, trailing=packed("QUEUE_FULL", retry_ms=1_500)))
     assert isinstance(error, QueueFullError)
     assert (error.retry_after_ms, error.retryable) == (1_500, True)
@@ -69,7 +71,7 @@ BARE = [
 
 
 @pytest.mark.parametrize(("status", "kind", "code", "retryable"), BARE)
-def test_a_bare_status(status, kind, code, retryable):
+def test_a_bare_status(status: Any, kind: Any, code: Any, retryable: Any) -> None:
     error = errors.from_rpc(Ended(status), address="h:1")
     assert type(error) is kind
     assert (error.code, error.retryable) == (code, retryable)
@@ -78,32 +80,59 @@ def test_a_bare_status(status, kind, code, retryable):
 
 @pytest.mark.parametrize(
     "trailing",
-    [(("grpc-status-details-bin", b"\xff\xff"),), packed("QUOTA", domain="other"), None, (("grpc-status-details-bin", "x"),)],
+    [
+        (("grpc-status-details-bin", b"\xff\xff"),),
+        packed("QUOTA", domain="other"),
+        None,
+        (("grpc-status-details-bin", "x"),),
+    ],
 )
-def test_details_of_others_are_passed_over(trailing):
+def test_details_of_others_are_passed_over(trailing: Any) -> None:
     error = errors.from_rpc(Ended(grpc.StatusCode.INTERNAL, trailing=trailing))
     assert error.code == "INTERNAL"
 
 
-def test_an_error_in_a_frame_is_the_same_error():
+def test_an_error_in_a_frame_is_the_same_error() -> None:
     error = wire.error_from(pb.Error(code=pb.ERROR_CODE_QUEUE_FULL, message="m", retry_after_ms=0, metadata={"a": "b"}))
     assert isinstance(error, QueueFullError)
     assert (error.retry_after_ms, error.retryable, error.metadata) == (0, True, {"a": "b"})
     assert wire.error_from(pb.Error(code=pb.ERROR_CODE_QUEUE_FULL)).retry_after_ms is None
 
 
-def test_a_code_of_a_newer_broker_is_its_number():
+def test_a_code_of_a_newer_broker_is_its_number() -> None:
     error = wire.error_from(pb.Error.FromString(pb.Error(code=999).SerializeToString()))
     assert error.code == "999"
 
 
-def test_a_draining_broker_is_an_unavailable_one():
+def test_a_draining_broker_is_an_unavailable_one() -> None:
     error = errors.refusal("BROKER_DRAINING", "soon", retry_after_ms=5)
     assert isinstance(error, UnavailableError)
     assert error.code == "BROKER_DRAINING"
 
 
-def test_all_errors_are_of_one_tree():
+def test_all_errors_are_of_one_tree() -> None:
     kinds = [value for value in vars(errors).values() if isinstance(value, type) and value.__module__ == "kyogo.errors"]
     assert len(kinds) > 15
     assert all(issubclass(kind, KyogoError) for kind in kinds)
+
+
+STREAMS = [
+    (grpc.StatusCode.INTERNAL, (), "UNAVAILABLE"),
+    (grpc.StatusCode.UNKNOWN, (), "UNAVAILABLE"),
+    (grpc.StatusCode.CANCELLED, (), "UNAVAILABLE"),
+    (grpc.StatusCode.DEADLINE_EXCEEDED, (), "UNAVAILABLE"),
+    (grpc.StatusCode.RESOURCE_EXHAUSTED, (), "UNAVAILABLE"),
+    (grpc.StatusCode.UNAVAILABLE, (), "UNAVAILABLE"),
+    (grpc.StatusCode.UNIMPLEMENTED, (), "UNSUPPORTED"),
+    (grpc.StatusCode.UNAUTHENTICATED, (), "UNAUTHENTICATED"),
+    (grpc.StatusCode.INVALID_ARGUMENT, (), "INVALID_ARGUMENT"),
+    (grpc.StatusCode.NOT_FOUND, packed("QUEUE_NOT_FOUND"), "QUEUE_NOT_FOUND"),
+    (grpc.StatusCode.INTERNAL, packed("LIMIT_EXCEEDED"), "LIMIT_EXCEEDED"),
+]
+
+
+@pytest.mark.parametrize(("status", "trailing", "code"), STREAMS)
+def test_a_stream_that_breaks_is_a_lost_connection(status: Any, trailing: Any, code: Any) -> None:
+    error = errors.from_stream(Ended(status, trailing=trailing))
+    assert error.code == code
+    assert error.retryable is (code == "UNAVAILABLE")

@@ -1,6 +1,7 @@
 """What runs around handlers."""
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,7 @@ from kyogo.v1 import broker_pb2 as pb
 from tests.support.sdk_sessions import attached_session, response
 
 
-def message(**fields):
+def message(**fields: Any) -> Any:
     session = attached_session()
     run = pb.DeliveryRun(first_fence=1, first_offset=7, messages=[pb.Message(**fields)])
     session.receive(response(deliveries=[run]))
@@ -19,28 +20,28 @@ def message(**fields):
 
 
 class Recorder(Middleware):
-    def __init__(self, name, log):
+    def __init__(self, name: Any, log: Any) -> None:
         self.name, self.log = name, log
 
-    async def before(self, message):
+    async def before(self, message: Any) -> None:
         self.log.append(f"before {self.name}")
 
-    async def around(self, message, call_next):
+    async def around(self, message: Any, call_next: Any) -> None:
         self.log.append(f"in {self.name}")
         await call_next()
         self.log.append(f"out {self.name}")
 
-    async def after(self, message, settlement):
+    async def after(self, message: Any, settlement: Any) -> None:
         self.log.append(f"after {self.name} {settlement.outcome.name}")
 
 
-async def test_the_first_is_the_outermost():
+async def test_the_first_is_the_outermost() -> None:
     log = []
     chain = Chain()
     for name in "ab":
         chain.add(Recorder(name, log))
 
-    async def handler():
+    async def handler() -> None:
         log.append("handler")
 
     await chain.run(message(), handler)
@@ -51,9 +52,9 @@ async def test_the_first_is_the_outermost():
     ]
 
 
-async def test_what_is_not_overridden_costs_nothing():
+async def test_what_is_not_overridden_costs_nothing() -> None:
     class OnlyAfter(Middleware):
-        async def after(self, message, settlement): ...
+        async def after(self, message: Any, settlement: Any) -> None: ...
 
     chain = Chain()
     chain.add(OnlyAfter())
@@ -61,16 +62,16 @@ async def test_what_is_not_overridden_costs_nothing():
     assert chain.follows
 
 
-async def test_before_can_decide():
+async def test_before_can_decide() -> None:
     chain = Chain()
     called = []
 
-    def refuse(message):
+    def refuse(message: Any) -> None:
         raise ValueError("no")
 
     chain.add_before(refuse)
 
-    async def handler():
+    async def handler() -> None:
         called.append(1)
 
     with pytest.raises(ValueError, match="no"):
@@ -78,11 +79,11 @@ async def test_before_can_decide():
     assert called == []
 
 
-async def test_around_sees_the_handlers_exception():
+async def test_around_sees_the_handlers_exception() -> None:
     chain = Chain()
     seen = []
 
-    async def around(message, call_next):
+    async def around(message: Any, call_next: Any) -> None:
         try:
             await call_next()
         except KeyError as error:
@@ -90,14 +91,14 @@ async def test_around_sees_the_handlers_exception():
 
     chain.add_around(around)
 
-    async def handler():
+    async def handler() -> None:
         raise KeyError("k")
 
     await chain.run(message(), handler)
     assert len(seen) == 1
 
 
-async def test_an_error_in_after_is_logged_and_the_others_are_told(caplog):
+async def test_an_error_in_after_is_logged_and_the_others_are_told(caplog: pytest.LogCaptureFixture) -> None:
     chain = Chain()
     told = []
     chain.add_after(lambda message, settlement: 1 / 0)
@@ -108,30 +109,30 @@ async def test_an_error_in_after_is_logged_and_the_others_are_told(caplog):
     assert "its ACK stands" in caplog.text
 
 
-def test_a_plain_around_is_refused():
+def test_a_plain_around_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="async"):
         Chain().add_around(lambda message, call_next: None)
 
 
 class Store:
-    def __init__(self):
+    def __init__(self) -> None:
         self.keys = set()
 
-    async def seen(self, key):
+    async def seen(self, key: Any) -> Any:
         await asyncio.sleep(0)
         return key in self.keys
 
-    async def remember(self, key):
+    async def remember(self, key: Any) -> None:
         self.keys.add(key)
 
 
-async def test_idempotent_skips_what_was_done():
+async def test_idempotent_skips_what_was_done() -> None:
     store, done = Store(), []
     chain = Chain()
     chain.add_around(idempotent(store))
 
-    def handler(number, *, fails=False):
-        async def run():
+    def handler(number: Any, *, fails: Any = False) -> Any:
+        async def run() -> None:
             if fails:
                 raise ValueError
             done.append(number)

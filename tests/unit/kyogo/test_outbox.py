@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
+from kyogo.codec import Codecs
 from kyogo.errors import KyogoError, UnavailableError, refusal
 from kyogo.outbox import BATCH_BYTES, BATCH_MESSAGES, REQUESTS_MAX, Outbox
 from kyogo.outgoing import encode
-from kyogo.codec import Codecs
 from kyogo.v1 import broker_pb2 as pb
 
 CODECS = Codecs()
@@ -81,7 +81,7 @@ def driver() -> Driver:
     return Driver()
 
 
-def test_what_waits_travels_together(driver):
+def test_what_waits_travels_together(driver: Driver) -> None:
     tickets = driver.add("a")
     (first,) = driver.sent()
     tickets += driver.add("b", "c", "d")
@@ -96,7 +96,7 @@ def test_what_waits_travels_together(driver):
     assert driver.outbox.messages == driver.outbox.bytes == 0
 
 
-def test_requests_are_bounded_in_messages_and_bytes(driver):
+def test_requests_are_bounded_in_messages_and_bytes(driver: Driver) -> None:
     driver.add(*(str(n) for n in range(300)))
     (request,) = driver.sent()
     assert len(request.messages) == BATCH_MESSAGES
@@ -108,7 +108,7 @@ def test_requests_are_bounded_in_messages_and_bytes(driver):
     assert names(request) == ["x"]
 
 
-def test_destinations_do_not_wait_for_each_other_up_to_a_bound(driver):
+def test_destinations_do_not_wait_for_each_other_up_to_a_bound(driver: Driver) -> None:
     for number in range(REQUESTS_MAX + 10):
         driver.add("a", queue=f"q{number}")
     sent = driver.sent()
@@ -118,7 +118,7 @@ def test_destinations_do_not_wait_for_each_other_up_to_a_bound(driver):
     assert len(driver.sent()) == 10
 
 
-def test_an_answer_may_come_in_many_runs(driver):
+def test_an_answer_may_come_in_many_runs(driver: Driver) -> None:
     tickets = driver.add("a", "b", "c")
     (request,) = driver.sent()
     runs = [pb.OffsetRun(first_offset=9, count=1, duplicate=True), pb.OffsetRun(first_offset=40, count=2)]
@@ -126,21 +126,21 @@ def test_an_answer_may_come_in_many_runs(driver):
     assert [t.offset for t in tickets] == [9, 40, 41]
 
 
-def test_too_few_confirmations_are_an_error_of_the_broker(driver):
+def test_too_few_confirmations_are_an_error_of_the_broker(driver: Driver) -> None:
     first, second = driver.add("a", "b")
     (request,) = driver.sent()
     driver.answer(request, offsets=[pb.OffsetRun(first_offset=1, count=1)])
     assert (first.offset, second.code) == (1, "PROTOCOL_VIOLATED")
 
 
-def test_an_answer_to_nothing_is_passed_over(driver):
+def test_an_answer_to_nothing_is_passed_over(driver: Driver) -> None:
     driver.answer(pb.PublishRequest(request_id=77))
 
 
 # --- a lost stream ---
 
 
-def test_unanswered_requests_are_sent_again_as_they_were(driver):
+def test_unanswered_requests_are_sent_again_as_they_were(driver: Driver) -> None:
     tickets = driver.add("a", queue="q1") + driver.add("b", queue="q2")
     before = driver.sent()
     driver.add("c", queue="q1")
@@ -158,7 +158,7 @@ def test_unanswered_requests_are_sent_again_as_they_were(driver):
 # --- refusals ---
 
 
-def test_a_refusal_that_passes_is_tried_again_in_order(driver):
+def test_a_refusal_that_passes_is_tried_again_in_order(driver: Driver) -> None:
     first = driver.add("a")
     (request,) = driver.sent()
     second = driver.add("b")
@@ -175,7 +175,7 @@ def test_a_refusal_that_passes_is_tried_again_in_order(driver):
     assert [t.offset for t in first + second] == [1, 2]
 
 
-def test_a_lane_that_waits_holds_up_no_other(driver):
+def test_a_lane_that_waits_holds_up_no_other(driver: Driver) -> None:
     driver.add("a", queue="full")
     (request,) = driver.sent()
     driver.refuse(request, "QUEUE_FULL", retry_after_ms=60_000)
@@ -183,7 +183,7 @@ def test_a_lane_that_waits_holds_up_no_other(driver):
     assert [r.destination for r in driver.sent()] == ["other"]
 
 
-def test_a_refusal_that_does_not_pass_is_told_at_once(driver):
+def test_a_refusal_that_does_not_pass_is_told_at_once(driver: Driver) -> None:
     tickets = driver.add("a", "b")
     (request,) = driver.sent()
     driver.refuse(request, "QUEUE_NOT_FOUND")
@@ -192,7 +192,7 @@ def test_a_refusal_that_does_not_pass_is_told_at_once(driver):
     assert driver.sent() == []
 
 
-def test_one_bad_message_does_not_take_others_with_it(driver):
+def test_one_bad_message_does_not_take_others_with_it(driver: Driver) -> None:
     tickets = driver.add("a", "bad", "c")
     (request,) = driver.sent()
     driver.refuse(request, "MESSAGE_INVALID", metadata={"index": "1"})
@@ -202,7 +202,7 @@ def test_one_bad_message_does_not_take_others_with_it(driver):
     assert [(t.offset, t.code) for t in tickets] == [(1, None), (None, "MESSAGE_INVALID"), (2, None)]
 
 
-def test_a_bad_message_that_is_not_named_is_found(driver):
+def test_a_bad_message_that_is_not_named_is_found(driver: Driver) -> None:
     tickets = driver.add("a", "bad", "c")
     (request,) = driver.sent()
     late = driver.add("d", "e")
@@ -220,7 +220,7 @@ def test_a_bad_message_that_is_not_named_is_found(driver):
 
 
 @pytest.mark.parametrize("index", ["3", "-1", "x", ""])
-def test_an_index_that_is_none_does_not_mislead(driver, index):
+def test_an_index_that_is_none_does_not_mislead(driver: Driver, index: Any) -> None:
     tickets = driver.add("a", "b", "c")
     (request,) = driver.sent()
     driver.refuse(request, "MESSAGE_INVALID", metadata={"index": index})
@@ -231,19 +231,19 @@ def test_an_index_that_is_none_does_not_mislead(driver, index):
 # --- deadlines ---
 
 
-def test_unanswered_in_time_is_unknown(driver):
+def test_unanswered_in_time_is_unknown(driver: Driver) -> None:
     (ticket,) = driver.add("a", timeout=5.0)
     (request,) = driver.sent()
     assert driver.outbox.due() == 5.0
     driver.now = 5.0
-    assert driver.outbox.expire(driver.now)
+    assert driver.outbox.expire(driver.now) == 0.0  # when it was sent
     assert (ticket.code, driver.outbox.messages) == ("TIMEOUT", 0)
     assert "unknown" in str(ticket.error)
     driver.ok(request)  # too late
     assert ticket.told == 1
 
 
-def test_each_message_has_its_own_deadline(driver):
+def test_each_message_has_its_own_deadline(driver: Driver) -> None:
     (first,) = driver.add("a", timeout=5.0)
     driver.now = 3.0
     (second,) = driver.add("b", timeout=5.0)
@@ -256,16 +256,16 @@ def test_each_message_has_its_own_deadline(driver):
     assert (first.code, second.offset) == ("TIMEOUT", 2)
 
 
-def test_what_was_refused_until_its_deadline_says_so(driver):
+def test_what_was_refused_until_its_deadline_says_so(driver: Driver) -> None:
     (ticket,) = driver.add("a", timeout=5.0)
     (request,) = driver.sent()
     driver.refuse(request, "QUEUE_FULL", retry_after_ms=60_000)
     driver.now = 5.0
-    assert not driver.outbox.expire(driver.now)
+    assert driver.outbox.expire(driver.now) is None
     assert (ticket.code, driver.outbox.messages) == ("QUEUE_FULL", 0)
 
 
-def test_what_was_never_sent_says_why(driver):
+def test_what_was_never_sent_says_why(driver: Driver) -> None:
     (ticket,) = driver.add("a", timeout=5.0)
     driver.outbox.unreachable = UnavailableError("nobody there")
     driver.now = 5.0
@@ -275,7 +275,7 @@ def test_what_was_never_sent_says_why(driver):
     assert driver.outbox.due() is None
 
 
-def test_an_expired_message_is_not_sent_again_after_a_refusal(driver):
+def test_an_expired_message_is_not_sent_again_after_a_refusal(driver: Driver) -> None:
     driver.add("a", timeout=5.0)
     driver.now = 3.0
     (second,) = driver.add("b", timeout=5.0)
@@ -290,7 +290,7 @@ def test_an_expired_message_is_not_sent_again_after_a_refusal(driver):
     assert second.offset == 1
 
 
-def test_an_expired_request_is_not_sent_again_after_a_loss(driver):
+def test_an_expired_request_is_not_sent_again_after_a_loss(driver: Driver) -> None:
     driver.add("a", timeout=5.0)
     driver.sent()
     driver.outbox.stream_lost()
@@ -299,7 +299,7 @@ def test_an_expired_request_is_not_sent_again_after_a_loss(driver):
     assert driver.sent() == []
 
 
-def test_what_nobody_waits_for_is_not_sent(driver):
+def test_what_nobody_waits_for_is_not_sent(driver: Driver) -> None:
     first, second = driver.add("a", "b")
     first.dropped = True
     assert [names(r) for r in driver.sent()] == [["b"]]
@@ -307,7 +307,7 @@ def test_what_nobody_waits_for_is_not_sent(driver):
     assert driver.outbox.messages == 1
 
 
-def test_fail_all_tells_everybody(driver):
+def test_fail_all_tells_everybody(driver: Driver) -> None:
     tickets = driver.add("a")
     driver.sent()
     tickets += driver.add("b") + driver.add("c", queue="other")
@@ -318,7 +318,7 @@ def test_fail_all_tells_everybody(driver):
     assert len(driver.sent()) == 1
 
 
-def test_empty_lanes_are_forgotten(driver):
+def test_empty_lanes_are_forgotten(driver: Driver) -> None:
     for number in range(3_000):
         driver.add("a", queue=f"q{number}")
         (request,) = driver.sent()

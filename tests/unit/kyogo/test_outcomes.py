@@ -1,5 +1,7 @@
 """What a handler's end means."""
 
+from typing import Any
+
 import pytest
 
 from kyogo.errors import TimeLimitExceeded
@@ -7,7 +9,7 @@ from kyogo.outcomes import RELEASE, DeadLetter, Outcome, Release, Retry, Settlem
 from kyogo.v1 import broker_pb2 as pb
 
 
-def from_cause(signal):
+def from_cause(signal: Any) -> Any:
     try:
         raise signal from KeyError("k")
     except type(signal) as error:
@@ -31,40 +33,40 @@ JUDGED = [
 
 
 @pytest.mark.parametrize(("error", "no_retry", "settlement"), JUDGED)
-def test_judge(error, no_retry, settlement):
+def test_judge(error: Any, no_retry: Any, settlement: Any) -> None:
     assert judge(error, no_retry) == settlement
 
 
-def test_a_time_limit_is_a_retry_of_that_name():
+def test_a_time_limit_is_a_retry_of_that_name() -> None:
     settlement = judge(TimeLimitExceeded("too slow"))
     assert (settlement.outcome, settlement.error_type) == (Outcome.RETRY, "TimeLimitExceeded")
 
 
-def test_reasons_are_cut_where_the_broker_cuts():
+def test_reasons_are_cut_where_the_broker_cuts() -> None:
     settlement = judge(ValueError("ü" * 5_000))
     assert len(settlement.reason.encode()) <= 4_096
     assert settlement.reason == "ü" * 2_048
 
 
-def test_cutting_never_leaves_half_a_character_nor_what_cannot_be_sent():
+def test_cutting_never_leaves_half_a_character_nor_what_cannot_be_sent() -> None:
     assert cut("aü", 2) == "a"
     assert cut("\ud800x", 10).encode() == b"?x"
 
 
-def test_an_exception_that_cannot_be_printed_is_no_other_error():
+def test_an_exception_that_cannot_be_printed_is_no_other_error() -> None:
     class Broken(Exception):
-        def __str__(self):
+        def __str__(self) -> None:
             raise RuntimeError
 
     assert "unprintable" in judge(Broken()).reason
 
 
-def test_a_retry_in_the_past_is_refused():
+def test_a_retry_in_the_past_is_refused() -> None:
     with pytest.raises(ValueError, match="past"):
         Retry(after=-1)
 
 
-def test_the_numbers_are_the_contracts():
+def test_the_numbers_are_the_contracts() -> None:
     assert {o.name: o.value for o in Outcome} == {
         name.removeprefix("OUTCOME_"): number for name, number in pb.Outcome.items() if number
     }

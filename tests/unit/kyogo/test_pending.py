@@ -1,5 +1,7 @@
 """Frames stay below what a broker takes, whatever has piled up."""
 
+from typing import Any
+
 import pytest
 
 from kyogo import pending, wire
@@ -8,14 +10,14 @@ from kyogo.v1 import broker_pb2 as pb
 from tests.support.sdk_sessions import attached_session, begun, deliver, spans
 
 
-def frames_of(session):
+def frames_of(session: Any) -> Any:
     found = []
     while (frame := session.next_frame()) is not None:
         found.append(frame)
     return found
 
 
-def range_count(frame):
+def range_count(frame: Any) -> Any:
     return len(frame.started) + sum(len(s.ranges) for s in frame.settlements) + len(frame.extend.ranges)
 
 
@@ -29,11 +31,11 @@ def range_count(frame):
         ([2**53 - 1, 2**53 - 2], [(2**53 - 2, 2**53 - 1)]),
     ],
 )
-def test_fences_become_as_few_ranges_as_they_make(fences, expected):
+def test_fences_become_as_few_ranges_as_they_make(fences: Any, expected: Any) -> None:
     assert spans(wire.fence_ranges(fences)) == expected
 
 
-def test_scattered_fences_are_spread_over_frames():
+def test_scattered_fences_are_spread_over_frames() -> None:
     session = attached_session()
     messages = begun(session, 40_000)
     frames = frames_of(session)
@@ -46,7 +48,7 @@ def test_scattered_fences_are_spread_over_frames():
     assert sent == [m.fence for m in messages]
 
 
-def test_long_reasons_are_spread_over_frames():
+def test_long_reasons_are_spread_over_frames() -> None:
     session = attached_session()
     messages = begun(session, 2_000)
     frames_of(session)
@@ -58,7 +60,7 @@ def test_long_reasons_are_spread_over_frames():
     assert sum(len(frame.settlements) for frame in frames) == 2_000
 
 
-def test_many_kinds_of_settlements_are_spread_over_frames():
+def test_many_kinds_of_settlements_are_spread_over_frames() -> None:
     session = attached_session()
     for number, message in enumerate(begun(session, 3_000)):
         session.finish(message, Settlement(Outcome.RETRY, delay_ms=number))
@@ -67,7 +69,7 @@ def test_many_kinds_of_settlements_are_spread_over_frames():
     assert sum(len(frame.settlements) for frame in frames) == 3_000
 
 
-def test_publishes_travel_with_their_own_ack_grouped_by_queue():
+def test_publishes_travel_with_their_own_ack_grouped_by_queue() -> None:
     session = attached_session()
     plain, publishing = begun(session, 2)
     publishing.publish("mails", {"to": "a"}, type="mail", headers={"k": "v"})
@@ -84,7 +86,7 @@ def test_publishes_travel_with_their_own_ack_grouped_by_queue():
     assert unit.publish[0].messages[0].headers == {"k": "v"}
 
 
-def test_publishes_of_what_failed_are_dropped():
+def test_publishes_of_what_failed_are_dropped() -> None:
     session = attached_session()
     (message,) = begun(session, 1)
     message.publish("mails", b"x")
@@ -93,7 +95,7 @@ def test_publishes_of_what_failed_are_dropped():
     assert not frame.settlements[0].publish
 
 
-def test_a_large_unit_goes_without_others_of_its_kind(monkeypatch):
+def test_a_large_unit_goes_without_others_of_its_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pending, "FRAME_BYTES", 3_000)
     session = attached_session()
     for message in begun(session, 3):
@@ -103,7 +105,7 @@ def test_a_large_unit_goes_without_others_of_its_kind(monkeypatch):
     assert [len(frame.settlements) for frame in frames_of(session)] == [1, 1, 1]
 
 
-def test_a_delivery_that_ends_before_it_is_told_is_not_told():
+def test_a_delivery_that_ends_before_it_is_told_is_not_told() -> None:
     session = attached_session()
     (message,) = deliver(session, 1)
     session.begin(message)

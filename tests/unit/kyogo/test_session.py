@@ -1,5 +1,7 @@
 """The consumer's session, without IO: tables of what goes in and what comes out."""
 
+from typing import Any
+
 import pytest
 
 from kyogo.actions import Answered, Arrived, Attached, DrainAsked, Fault, Load, Rejected, Stop
@@ -47,7 +49,7 @@ FRAMES = [
 
 
 @pytest.mark.parametrize(("phase", "on_attached", "on_other"), FRAMES, ids=lambda value: getattr(value, "name", ""))
-def test_frames_in_every_phase(phase, on_attached, on_other):
+def test_frames_in_every_phase(phase: Phase, on_attached: Any, on_other: Any) -> None:
     for frame, expected in ((ATTACHED, on_attached), (OTHER, on_other)):
         session = session_in(phase)
         if expected is ProtocolError:
@@ -69,7 +71,7 @@ OUTGOING = [
 
 
 @pytest.mark.parametrize(("phase", "part"), OUTGOING, ids=lambda value: getattr(value, "name", value))
-def test_what_is_sent_in_every_phase(phase, part):
+def test_what_is_sent_in_every_phase(phase: Phase, part: Any) -> None:
     session = session_in(phase)
     session.beat(Load(0.0, 0.0, 0))
     session.detach()
@@ -84,7 +86,7 @@ def test_what_is_sent_in_every_phase(phase, part):
 # --- attaching ---
 
 
-def test_attach_says_who_and_what():
+def test_attach_says_who_and_what() -> None:
     session = new_session(consumer_id="c", version="2", labels={"zone": "a"}, weight=3, session_token="t")
     frame = session.next_frame()
     assert frame is not None
@@ -96,7 +98,7 @@ def test_attach_says_who_and_what():
     assert attach.labels == {"zone": "a"}
 
 
-def test_attached_is_told():
+def test_attached_is_told() -> None:
     session = session_in(Phase.ATTACHING)
     frame = pb.Attached(
         consumer_id="c1",
@@ -113,7 +115,7 @@ def test_attached_is_told():
 # --- deliveries ---
 
 
-def test_a_run_becomes_messages_with_consecutive_fences_and_offsets():
+def test_a_run_becomes_messages_with_consecutive_fences_and_offsets() -> None:
     session = attached_session()
     messages = deliver(session, 3, first=10, first_offset=100, subscription=1, attempt=2, losses=1)
     assert [(m.queue, m.fence, m.offset, m.attempt, m.losses) for m in messages] == [
@@ -125,18 +127,18 @@ def test_a_run_becomes_messages_with_consecutive_fences_and_offsets():
     assert session.buffered == 3
 
 
-def test_arrival_is_told_once_for_a_frame():
+def test_arrival_is_told_once_for_a_frame() -> None:
     session = attached_session()
     runs = [pb.DeliveryRun(first_fence=f, first_offset=f, messages=[pb.Message()] * 2) for f in (1, 10)]
     assert session.receive(response(deliveries=runs)) == [Arrived(4)]
 
 
-def test_a_delivery_for_an_unknown_subscription_is_against_the_contract():
+def test_a_delivery_for_an_unknown_subscription_is_against_the_contract() -> None:
     with pytest.raises(ProtocolError):
         deliver(attached_session(), 1, subscription=2)
 
 
-def test_started_and_acks_travel_as_ranges_in_one_frame():
+def test_started_and_acks_travel_as_ranges_in_one_frame() -> None:
     session = attached_session()
     messages = begun(session, 6)
     for message in reversed(messages[:3]):
@@ -151,7 +153,7 @@ def test_started_and_acks_travel_as_ranges_in_one_frame():
     assert (session.running, session.unanswered, session.buffered) == (3, 3, 0)
 
 
-def test_equal_settlements_travel_together_and_others_apart():
+def test_equal_settlements_travel_together_and_others_apart() -> None:
     session = attached_session()
     messages = begun(session, 4)
     session.finish(messages[0], FAILED)
@@ -171,7 +173,7 @@ def test_equal_settlements_travel_together_and_others_apart():
     }
 
 
-def test_what_is_finished_twice_is_sent_once():
+def test_what_is_finished_twice_is_sent_once() -> None:
     session = attached_session()
     (message,) = begun(session, 1)
     assert session.finish(message, ACK)
@@ -184,7 +186,7 @@ def test_what_is_finished_twice_is_sent_once():
 # --- answers ---
 
 
-def test_answers_free_what_they_name():
+def test_answers_free_what_they_name() -> None:
     session = attached_session()
     for message in begun(session, 3):
         session.finish(message, ACK)
@@ -195,7 +197,7 @@ def test_answers_free_what_they_name():
     assert (session.unanswered, session.buffered, session.running) == (0, 0, 0)
 
 
-def test_an_answer_for_what_was_not_settled_changes_nothing():
+def test_an_answer_for_what_was_not_settled_changes_nothing() -> None:
     session = attached_session()
     begun(session, 1)
     assert session.receive(settled("OK", 1, 99)) == []
@@ -203,7 +205,7 @@ def test_an_answer_for_what_was_not_settled_changes_nothing():
     assert session.running == 1
 
 
-def test_an_endless_range_costs_no_more_than_what_is_held():
+def test_an_endless_range_costs_no_more_than_what_is_held() -> None:
     session = attached_session()
     (message,) = begun(session, 1)
     session.finish(message, ACK)
@@ -211,7 +213,7 @@ def test_an_endless_range_costs_no_more_than_what_is_held():
     assert session.receive(response(settled=[everything])) == [Answered(1, 0)]
 
 
-def test_a_rejected_ack_runs_again_and_can_be_settled_otherwise():
+def test_a_rejected_ack_runs_again_and_can_be_settled_otherwise() -> None:
     session = attached_session()
     (message,) = begun(session, 1)
     message.publish("mails", b"x")
@@ -251,7 +253,7 @@ REVOKES = [
 
 
 @pytest.mark.parametrize(("state", "mode", "after", "outcome", "told"), REVOKES)
-def test_revokes(state, mode, after, outcome, told):
+def test_revokes(state: Any, mode: Any, after: Any, outcome: Any, told: Any) -> None:
     session = attached_session()
     (message,) = deliver(session, 1)
     if state == PARKED:
@@ -272,7 +274,7 @@ def test_revokes(state, mode, after, outcome, told):
         assert actions == [Stop(message, lost=told == "lost", reason="REBALANCE")]
 
 
-def test_what_was_returned_is_not_taken():
+def test_what_was_returned_is_not_taken() -> None:
     session = attached_session()
     session.receive(
         response(
@@ -287,7 +289,7 @@ def test_what_was_returned_is_not_taken():
     assert session.take() is None
 
 
-def test_what_was_lost_cannot_be_settled_or_extended():
+def test_what_was_lost_cannot_be_settled_or_extended() -> None:
     session = attached_session()
     (message,) = begun(session, 1)
     session.next_frame()
@@ -300,7 +302,7 @@ def test_what_was_lost_cannot_be_settled_or_extended():
 # --- extending ---
 
 
-def test_extends_are_grouped_by_length_one_group_a_frame():
+def test_extends_are_grouped_by_length_one_group_a_frame() -> None:
     session = attached_session()
     messages = begun(session, 3)
     for message, length in zip(messages, (5, 7, 5), strict=True):
@@ -314,7 +316,7 @@ def test_extends_are_grouped_by_length_one_group_a_frame():
 @pytest.mark.parametrize(
     ("status", "state", "kinds"), [("OK", RUNNING, []), ("STALE", GONE, [Stop]), ("REJECTED", RUNNING, [Fault])]
 )
-def test_an_extension_that_came_too_late_loses_the_message(status, state, kinds):
+def test_an_extension_that_came_too_late_loses_the_message(status: Any, state: Any, kinds: Any) -> None:
     session = attached_session()
     (message,) = begun(session, 1)
     result = pb.ExtendResult(
@@ -328,7 +330,7 @@ def test_an_extension_that_came_too_late_loses_the_message(status, state, kinds)
 # --- heartbeats, prefetch, drain ---
 
 
-def test_heartbeats_count_up_and_echo_the_brokers():
+def test_heartbeats_count_up_and_echo_the_brokers() -> None:
     session = attached_session()
     begun(session, 2)
     deliver(session, 3, first=10)
@@ -342,7 +344,7 @@ def test_heartbeats_count_up_and_echo_the_brokers():
         assert (beat.utilization, beat.cpu, beat.rss_bytes) == (0.5, 0.25, 9)
 
 
-def test_prefetch_is_sent_when_it_changes():
+def test_prefetch_is_sent_when_it_changes() -> None:
     session = attached_session()
     session.set_prefetch(32)
     assert session.next_frame() is None
@@ -352,7 +354,7 @@ def test_prefetch_is_sent_when_it_changes():
     assert frame.prefetch.messages == 64
 
 
-def test_stop_taking_releases_what_has_not_begun_now_and_later():
+def test_stop_taking_releases_what_has_not_begun_now_and_later() -> None:
     session = attached_session()
     running = begun(session, 1)[0]
     waiting = deliver(session, 2, first=10)
@@ -371,7 +373,7 @@ def test_stop_taking_releases_what_has_not_begun_now_and_later():
     assert running.state == RUNNING
 
 
-def test_detach_goes_after_everything_else():
+def test_detach_goes_after_everything_else() -> None:
     session = attached_session()
     messages = begun(session, 5_000)
     session.next_frame()
@@ -388,13 +390,13 @@ def test_detach_goes_after_everything_else():
     assert third is None
 
 
-def test_deliveries_that_cross_the_detach_are_passed_over():
+def test_deliveries_that_cross_the_detach_are_passed_over() -> None:
     session = session_in(Phase.LEAVING)
     assert deliver(session, 2) == []
     assert session.buffered == 0
 
 
-def test_drain_and_errors_are_told():
+def test_drain_and_errors_are_told() -> None:
     session = attached_session()
     frame = response(
         drain=pb.Drain(reason="bye", deadline_ms=100),
@@ -407,14 +409,14 @@ def test_drain_and_errors_are_told():
     assert session.receive(response(drain=pb.Drain(reason="bye"))) == [DrainAsked("bye", None)]
 
 
-def test_release_is_for_what_has_not_begun():
+def test_release_is_for_what_has_not_begun() -> None:
     session = attached_session()
     (message,) = begun(session, 1)
     session.release(message)
     assert message.state == RUNNING
 
 
-def test_abandon_takes_everything():
+def test_abandon_takes_everything() -> None:
     session = attached_session()
     running, settling = begun(session, 2)
     session.finish(settling, RELEASE)

@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,7 +23,7 @@ GOOD = [
 
 
 @pytest.mark.parametrize(("url", "addresses", "tls"), GOOD)
-def test_good_addresses(url, addresses, tls):
+def test_good_addresses(url: Any, addresses: Any, tls: Any) -> None:
     target = Target.parse(url)
     assert (target.addresses, target.tls) == (addresses, tls)
 
@@ -30,13 +32,13 @@ def test_good_addresses(url, addresses, tls):
     "url",
     ["", "http://broker", "kyogo://", "broker:0", "broker:65536", "broker:x", ":7440", "::1", "a b", "kyogo://u:p@h:1"],
 )
-def test_bad_addresses(url):
+def test_bad_addresses(url: Any) -> None:
     with pytest.raises(ConfigurationError) as raised:
         Target.parse(url)
     assert "p@" not in str(raised.value)
 
 
-def test_what_is_given_goes_before_the_environment(monkeypatch, tmp_path):
+def test_what_is_given_goes_before_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     ca = tmp_path / "ca.pem"
     ca.write_bytes(b"pem")
     monkeypatch.setenv("KYOGO_URL", "kyogo://env:1")
@@ -46,27 +48,27 @@ def test_what_is_given_goes_before_the_environment(monkeypatch, tmp_path):
     assert Target.resolve("given:2", "other") == Target(("given:2",), token="other", ca=b"pem")
 
 
-def test_without_anything_it_is_this_machine(monkeypatch):
+def test_without_anything_it_is_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("KYOGO_URL", "KYOGO_TOKEN", "KYOGO_CA_FILE"):
         monkeypatch.delenv(name, raising=False)
     assert Target.resolve() == Target(("127.0.0.1:7440",))
     assert Target.resolve().metadata() == ()
 
 
-def test_a_missing_ca_file_is_named(monkeypatch):
+def test_a_missing_ca_file_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KYOGO_CA_FILE", "nowhere.pem")
     with pytest.raises(ConfigurationError, match="KYOGO_CA_FILE"):
         Target.resolve()
 
 
-def test_the_token_is_shown_to_the_broker_and_to_nobody_else():
+def test_the_token_is_shown_to_the_broker_and_to_nobody_else() -> None:
     target = Target.parse("h:1", token="secret")
     assert target.metadata() == (("authorization", "Bearer secret"),)
     assert "secret" not in repr(target)
     assert "secret" not in str(target)
 
 
-def test_importing_the_sdk_reads_no_environment_and_installs_no_handler():
+def test_importing_the_sdk_reads_no_environment_and_installs_no_handler() -> None:
     code = (
         "import os, logging\n"
         "class Trap(dict):\n"

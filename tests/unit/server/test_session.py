@@ -30,6 +30,7 @@ from kyogo_broker.server.wire import UndecodableError
 from tests.support.edge import IDENTITY, LIMITS, FakeContext, FakeEngine, settle_down
 
 ATTACH = pb.ConsumeRequest(attach=pb.Attach(subscriptions=[pb.Subscription(queue="orders")]))
+ACK = pb.Settlement(outcome=pb.OUTCOME_ACK, ranges=[pb.FenceRange(first=1, last=1)])
 DETACH = pb.ConsumeRequest(detach=pb.Detach())
 
 
@@ -142,6 +143,17 @@ async def test_end_of_input_without_detach_is_told_at_once() -> None:
         assert it.engine.kinds().count("StreamEnded") == 1
 
 
+async def test_end_of_input_is_told_though_nothing_can_be_written() -> None:
+    async with harness() as it:
+        await it.attach()
+        it.context.writable.clear()
+        await it.release(delivery(1))
+        it.context.end()
+        await settle_down()
+        assert it.engine.submitted[-1] == StreamEnded(1)
+        assert not it.task.done()
+
+
 async def test_a_cancelled_call_is_told_at_once() -> None:
     async with harness() as it:
         await it.attach()
@@ -169,8 +181,7 @@ async def test_no_read_is_ever_cancelled() -> None:
 async def test_what_came_before_the_detach_is_answered_before_the_end() -> None:
     async with harness() as it:
         await it.attach()
-        ack = pb.Settlement(outcome=pb.OUTCOME_ACK, ranges=[pb.FenceRange(first=1, last=1)])
-        await it.feed(pb.ConsumeRequest(settlements=[ack]), DETACH)
+        await it.feed(pb.ConsumeRequest(settlements=[ACK]), DETACH)
         it.context.end()
         await settle_down()
         assert it.engine.kinds() == ["Attach", "Settle", "Detach"]
@@ -331,8 +342,8 @@ async def test_a_command_that_waits_does_not_come_after_the_end() -> None:
     async with harness() as it:
         await it.attach()
         it.engine.gate = asyncio.Event()
-        beat = pb.ConsumeRequest(heartbeat=pb.ConsumerHeartbeat(sequence=1))
-        await it.feed(beat, beat, beat)
+        both = pb.ConsumeRequest(heartbeat=pb.ConsumerHeartbeat(), settlements=[ACK])
+        await it.feed(both, both)
         it.task.cancel()
         await settle_down()
         it.engine.gate.set()

@@ -122,6 +122,27 @@ def test_any_order_of_fields_gives_a_clean_batch(raw: bytes) -> None:
     assert publish.queue == "orders"
 
 
+def test_an_unknown_field_that_looks_like_the_header_of_a_message_is_none() -> None:
+    # Field 4 with the number 5, and a message of 5 bytes behind it: read as a header they would make one of 7.
+    publish = decode(request().SerializeToString() + b"\x20\x05" + framed(b"\x12\x01a"))
+    assert publish.batch.wire == framed(b"\x12\x01a")
+
+
+def test_sizes_that_only_add_up_like_equal_ones_are_not_equal() -> None:
+    messages = [pb.Message(body=bytes(size)) for size in (5, 4, 6)]
+    publish = decode(request(*messages))
+    assert list(publish.batch.ends) == [9, 17, 27]
+    assert cut(publish) == messages
+
+
+def test_a_plain_batch_is_not_looked_at_message_by_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kyogo_broker.server.wire.publish._refuse_features", None)
+    monkeypatch.setattr("kyogo_broker.server.wire.publish._ends", None)
+    headers = {"traceparent": "x"}
+    message = pb.Message(id="1", body=b"x", content_type="c", headers=headers, type="t")
+    assert decode(request(*[message] * 256)).batch.count == 256
+
+
 @given(st.binary(max_size=200))
 @settings(max_examples=500)
 def test_any_bytes_are_decoded_refused_or_undecodable(raw: bytes) -> None:
