@@ -21,6 +21,10 @@ LOST_LOCK = threading.Lock()
 """Held while an event is made or set: the handler's thread and the loop may do so at the same moment."""
 
 
+EXTENSION_SECONDS_MAX: Final = 12 * 3_600
+"""The broker's bound; extending again is always possible."""
+
+
 class RedeliveryReason(StrEnum):
     """Why a message is delivered again."""
 
@@ -220,11 +224,13 @@ class Message:
         Nothing waits for the answer; if the delivery was lost meanwhile, `lost` is set.
 
         Raises:
-            ValueError: not a positive time.
+            ValueError: not a positive time, or more than 12 hours.
         """
         seconds = duration.total_seconds() if isinstance(duration, timedelta) else duration
-        if seconds <= 0:
-            raise ValueError(f"extend({duration}) asks for no time: give the seconds from now")
+        if not 0 < seconds <= EXTENSION_SECONDS_MAX:
+            raise ValueError(
+                f"extend({duration}) is out of bounds: give the seconds from now, up to 12 hours at a time"
+            )
         self._run.owner.extend(self, max(1, round(seconds * 1_000)))
 
     @property

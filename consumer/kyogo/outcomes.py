@@ -5,12 +5,15 @@ with its type and text. `judge` is that rule, and the only place that knows it.
 """
 
 from dataclasses import dataclass
+from datetime import timedelta
 from enum import IntEnum
 from typing import Final
 
 REASON_BYTES_MAX: Final = 4_096
 """The broker cuts reasons here; cut before sending so that a huge repr never travels."""
 ERROR_TYPE_BYTES_MAX: Final = 256
+RETRY_SECONDS_MAX: Final = 365 * 24 * 3_600
+"""The broker's bound."""
 
 
 class Outcome(IntEnum):
@@ -57,16 +60,20 @@ class Retry(Signal):
 
     outcome = Outcome.RETRY
 
-    def __init__(self, reason: str = "", *, after: float | None = None) -> None:
+    def __init__(self, reason: str = "", *, after: float | timedelta | None = None) -> None:
         """Ask for another attempt.
 
         Args:
             reason: for people. Default: the text of the exception this one is raised from.
             after: seconds to wait instead of the queue's backoff. 0: at once.
+
+        Raises:
+            ValueError: a negative time, or more than a year.
         """
-        if after is not None and after < 0:
-            raise ValueError(f"after={after} lies in the past: give the seconds to wait, 0 for at once")
-        super().__init__(reason, after=after)
+        seconds = after.total_seconds() if isinstance(after, timedelta) else after
+        if seconds is not None and not 0 <= seconds <= RETRY_SECONDS_MAX:
+            raise ValueError(f"after={after} is out of bounds: give the seconds to wait, 0 for at once, a year at most")
+        super().__init__(reason, after=seconds)
 
 
 class DeadLetter(Signal):
@@ -99,7 +106,7 @@ def _from_signal(signal: Signal) -> Settlement:
     if signal.outcome is Outcome.RELEASE:
         return RELEASE
     cause = signal.__cause__
-    reason, error_type = cut(signal.reason, REASON_BYTES_MAX), ""
+    reason, error_type = cut(str(signal.reason), REASON_BYTES_MAX), ""
     if cause is not None:  # `raise Retry(after=5) from error` keeps what went wrong
         error_type = _name(cause)
         reason = reason if reason else _text(cause)

@@ -285,7 +285,9 @@ class Publisher:
         if self._outbox.messages:
             self._outbox.fail_all(KyogoError(f"the publisher's task has ended: {error!r}. Make a new publisher"))
             self._settle()
-        self._task = None
+        if self._timer is not None:
+            self._timer.cancel()
+        self._task = self._wanted = self._timer = None  # another loop may be next
 
     async def _pause(self, seconds: float) -> None:
         """Wait, unless there is nothing left to wait for."""
@@ -354,6 +356,11 @@ class Publisher:
             await call.done_writing()
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError, grpc.aio.UsageError) as error:
             _log.debug("cannot write any more: %s", error)  # the reader is told why the stream ended
+        except Exception as error:
+            _log.exception("a request could not be made: this is a bug of the SDK")
+            self._outbox.fail_all(KyogoError(f"a request could not be made: {error!r}"))
+            self._settle()
+            call.cancel()
 
     # --- time ---
 

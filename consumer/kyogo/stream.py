@@ -19,7 +19,7 @@ import grpc.aio
 
 from kyogo import errors, wire
 from kyogo.actions import Action, Attached, Load
-from kyogo.errors import KyogoError, UnavailableError
+from kyogo.errors import KyogoError, ProtocolError, UnavailableError
 from kyogo.session import Phase, Session
 
 _log = logging.getLogger("kyogo.stream")
@@ -162,6 +162,9 @@ class Stream:
                     await self._wanted
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError, grpc.aio.UsageError) as error:
             _log.debug("cannot write any more: %s", error)  # the reader is told why the stream ended
+        except Exception as error:
+            _log.exception("a frame could not be made: this is a bug of the SDK")
+            self.abort(ProtocolError(f"a frame could not be made: {error}"))
         finally:
             _resolve(flushes)
 

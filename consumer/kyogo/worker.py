@@ -15,6 +15,7 @@ import logging
 import signal
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -268,7 +269,8 @@ class Worker:
                 task.cancel()
 
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, on_signal, number)
+            with suppress(NotImplementedError):  # on Windows Ctrl-C stops at once
+                loop.add_signal_handler(number, on_signal, number)
         try:
             await self.serve()
         except asyncio.CancelledError:
@@ -277,7 +279,8 @@ class Worker:
             raise SystemExit(128 + received[-1]) from None
         finally:
             for number in (signal.SIGTERM, signal.SIGINT):
-                loop.remove_signal_handler(number)
+                with suppress(NotImplementedError):
+                    loop.remove_signal_handler(number)
 
 
 def _stats(consumer: Consumer) -> WorkerStats:

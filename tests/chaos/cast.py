@@ -8,6 +8,7 @@ import asyncio
 import json
 import random
 import shutil
+import signal
 import socket
 import sys
 from collections.abc import Callable, Sequence
@@ -88,9 +89,7 @@ class RecordedBroker(Child, Broker):
 class Place:
     """One client's place."""
 
-    def __init__(
-        self, name: str, kind: str, directory: Path, command: Callable[[str, str], Sequence[str]]
-    ) -> None:
+    def __init__(self, name: str, kind: str, directory: Path, command: Callable[[str, str], Sequence[str]]) -> None:
         """Empty.
 
         Args:
@@ -224,15 +223,13 @@ class Cast:
         for place in places:
             place.leaving = True
             if place.process is not None and place.process.running:
-                place.process.send(__import__("signal").SIGTERM)
+                place.process.send(signal.SIGTERM)
         for place in places:
             if place.process is not None:
                 code = await place.process.exited(seconds)
                 place.look()
                 if code != 0:
-                    self.failures.append(
-                        f"{place.process_name} left with {code}, not 0: {place.process.log()[-500:]}"
-                    )
+                    self.failures.append(f"{place.process_name} left with {code}, not 0: {place.process.log()[-500:]}")
 
     async def close(self) -> None:
         """End everybody at once. Idempotent."""
@@ -263,10 +260,20 @@ def figures_of(process: Process) -> dict[str, int]:
     }
 
 
-async def stopped(process: Process) -> None:
-    """Wait until it really stands still."""
+async def stand_still(process: Process) -> bool:
+    """Stop it, and wait until it really stands still; False: it ended before."""
     stat = Path("/proc") / str(process.pid) / "stat"
-    await until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T", f"{process.name} stands still")
+
+    def state() -> str:
+        try:
+            return stat.read_text().rpartition(")")[2].split()[0]
+        except FileNotFoundError:
+            return "gone"
+
+    if not process.running:
+        return False
+    process.send(signal.SIGSTOP)
+    return await until(lambda: (now := state()) in {"T", "Z", "gone"} and now, f"{process.name} stands still") == "T"
 
 
 def _free_ports(count: int) -> list[int]:

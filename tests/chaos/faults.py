@@ -8,14 +8,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from itertools import count
 
-from kyogo.admin import Client
-from kyogo.errors import KyogoError
-from tests.chaos.cast import Cast, Child, Place, stopped
+from tests.chaos.cast import Cast, Child, Place, stand_still
 from tests.chaos.disk import MEGABYTE, MIN_FREE_BYTES, Disk
 from tests.chaos.probe import Probe
 from tests.chaos.workload import HEARTBEAT_MS, IMAGES
 from tests.support.history import Recorder
-from tests.support.processes import START_SECONDS, until
+from tests.support.processes import START_SECONDS, Process, until
 
 SUSPECT_SECONDS = 3 * HEARTBEAT_MS / 1000
 FAILED_SECONDS = 10 * HEARTBEAT_MS / 1000
@@ -120,7 +118,7 @@ class Faults:
         async with self._alone, self._fault("second", "broker", "second broker") as fault:
             broker = self._cast.broker
             arguments = [sys.executable, "-m", "kyogo_broker", "serve", "--listen", "127.0.0.1:0", "--http", "off"]
-            second = Child("second", [*arguments, "--data", str(broker.data)], self._recorder_directory())
+            second = Child("second", [*arguments, "--data", str(broker.data)], broker.data.parent)
             second.launch()
             code = await second.exited(START_SECONDS)
             if code == 1 and "is in use by" in second.log():
@@ -221,43 +219,40 @@ class Faults:
         await self._silence("failed", FAILED_SECONDS * 1.15)
 
     async def _silence(self, state: str, seconds: float) -> None:
-        places = [place for place in self._cast.consumers if place.kind in {"consumer", "sdk_worker"}]
-        async with self._alone, Client(self._cast.broker.address) as admin:
-            place = await self._busy(admin, places)
+        """With work begun in its hands, so that there is something to lose."""
+        async with self._alone, self._probe() as probe:
+            place = await self._stop_at_work(probe)
+            assert place.process is not None
             async with self._fault("pause", place.process_name, state) as fault:
-                assert place.process is not None
-                place.process.send(signal.SIGSTOP)
                 try:
-                    await stopped(place.process)
                     await asyncio.sleep(seconds)
-                    states = [c.state async for c in admin.consumers() if c.client_name == place.process_name]
+                    said = [c.state for c in await probe.consumers() if c.client_name == place.process_name]
                 finally:
                     place.process.send(signal.SIGCONT)
-                if not states or states[0] in {"suspect", "failed"}:
-                    fault.effect(f"{states[0] if states else 'ended'}")
+                if not said or said[0] in {"suspect", "failed"}:
+                    fault.effect(said[0] if said else "its stream was ended")
 
-    async def _busy(self, admin: Client, places: list[Place]) -> Place:
-        """A consumer that is at work on something right now."""
-        names = {place.process_name: place for place in places}
-        async with asyncio.timeout(RECOVER_SECONDS):
-            while True:
-                try:
-                    async for consumer in admin.consumers():
-                        if consumer.client_name in names and consumer.started and names[consumer.client_name].running:
-                            return names[consumer.client_name]
-                except KyogoError:
-                    pass
-                names = {place.process_name: place for place in places}
-                await asyncio.sleep(0.01)
+    async def _stop_at_work(self, probe: Probe) -> Place:
+        """A consumer that stands still from now on, with handlers running."""
+        places = [place for place in self._cast.consumers if place.kind in {"consumer", "sdk_worker"}]
+        end = asyncio.get_running_loop().time() + RECOVER_SECONDS
+        while asyncio.get_running_loop().time() < end:
+            await probe.publish(IMAGES, do="slow", count=8)
+            place = self._chance.choice(places)
+            if place.process is None or not await stand_still(place.process):
+                continue
+            if any(c.started and c.client_name == place.process_name for c in await probe.consumers()):
+                return place
+            place.process.send(signal.SIGCONT)
+            await asyncio.sleep(0.05)
+        raise AssertionError(f"nobody was at work within {RECOVER_SECONDS} s")
 
     @staticmethod
-    async def _pause(process: Child | object, seconds: float, fault: Fault) -> None:
-        assert isinstance(process, Child)
-        process.send(signal.SIGSTOP)
+    async def _pause(process: Process, seconds: float, fault: Fault) -> None:
         try:
-            await stopped(process)
-            fault.effect(f"stood still for {seconds:.1f} s")
-            await asyncio.sleep(seconds)
+            if await stand_still(process):
+                fault.effect(f"stood still for {seconds:.1f} s")
+                await asyncio.sleep(seconds)
         finally:
             process.send(signal.SIGCONT)
 
@@ -287,9 +282,6 @@ class Faults:
             fault.effect(f"{place.proxy.stalled_bytes - before:,} bytes held back")
 
     # --- writing down ---
-
-    def _recorder_directory(self):  # noqa: ANN202
-        return self._cast.broker.data.parent
 
     @asynccontextmanager
     async def _fault(self, kind: str, target: str, name: str, **fields: object) -> AsyncIterator[Fault]:

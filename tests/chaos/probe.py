@@ -9,7 +9,7 @@ import grpc
 import grpc.aio
 from prometheus_client.parser import text_string_to_metric_families
 
-from kyogo.admin import Client
+from kyogo.admin import Client, Consumer
 from kyogo.errors import BrokerError, KyogoError, from_rpc
 from kyogo.v1 import broker_pb2
 from kyogo.v1.broker_pb2_grpc import BrokerServiceStub
@@ -37,15 +37,15 @@ class Probe:
         await self._admin.close()
         await self._channel.close()
 
-    async def publish(self, queue: str, body: bytes = b"probe") -> str | None:
-        """One message; "" when it is stored, the code when it is refused, None when nobody knows."""
+    async def publish(self, queue: str, body: bytes = b"probe", *, do: str = "ok", count: int = 1) -> str | None:
+        """One request; "" when it is stored, the code when it is refused, None when nobody knows."""
         number = next(_numbers)
-        uid = f"{self._producer}.{number}"
-        message = broker_pb2.Message(id=uid, body=uid.encode() + b" " + body, headers={"do": "ok"})
+        uids = [f"{self._producer}.{number}.{index}" for index in range(count)]
+        messages = [broker_pb2.Message(id=uid, body=uid.encode() + b" " + body, headers={"do": do}) for uid in uids]
         name: dict[str, object] = {"queue": queue, "producer": self._producer, "request": number}
-        self._recorder.write("publish", **name, uids=[uid], digests=[digest_of(message)])
+        self._recorder.write("publish", **name, uids=uids, digests=[digest_of(m) for m in messages])
         request = broker_pb2.PublishRequest(
-            destination=queue, request_id=number, producer_id=self._producer, messages=[message]
+            destination=queue, request_id=number, producer_id=self._producer, messages=messages
         )
         try:
             answer = await BrokerServiceStub(self._channel).Publish(request, timeout=CALL_SECONDS)
@@ -67,13 +67,11 @@ class Probe:
         await self._publish_until("", seconds)
 
     async def _publish_until(self, wanted: str, seconds: float) -> None:
-        said: str | None = None
-        try:
-            async with asyncio.timeout(seconds):
-                while (said := await self.publish(MAILS)) != wanted:
-                    await asyncio.sleep(PAUSE_SECONDS)
-        except TimeoutError:
-            raise AssertionError(f"publishing is {said!r} after {seconds} s, not {wanted!r}") from None
+        end = asyncio.get_running_loop().time() + seconds
+        while (said := await self.publish(MAILS)) != wanted:
+            late = asyncio.get_running_loop().time() > end
+            assert not late, f"publishing is answered {said!r} after {seconds} s, not {wanted!r}"
+            await asyncio.sleep(PAUSE_SECONDS)
 
     async def fill(self, queue: str, body: bytes) -> int:
         """Publish until the disk is low; how many messages that took."""
@@ -82,6 +80,10 @@ class Probe:
             if said == "DISK_LOW":
                 return number
         raise AssertionError(f"{FILL_MAX} messages of {len(body)} bytes did not fill the disk")
+
+    async def consumers(self) -> list[Consumer]:
+        """All that are attached."""
+        return [consumer async for consumer in self._admin.consumers()]
 
     async def acked(self) -> int:
         """Messages acked since the beginning, over all queues."""
@@ -122,7 +124,7 @@ def broker_codes() -> frozenset[str]:
 
 def metrics(http: str) -> dict[str, dict[str, object]]:
     """Figures of all queues as the HTTP port shows them; blocking."""
-    with urllib.request.urlopen(f"http://{http}/metrics", timeout=CALL_SECONDS) as answer:  # noqa: S310 - our own
+    with urllib.request.urlopen(f"http://{http}/metrics", timeout=CALL_SECONDS) as answer:
         text = answer.read().decode()
     figures: dict[str, dict[str, object]] = {}
     for family in text_string_to_metric_families(text):

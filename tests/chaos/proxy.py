@@ -1,7 +1,7 @@
 """A TCP proxy for each client, so that its connections can be cut, stalled and half closed without touching it.
 
-    client --> [ up ] --> broker
-    client <-- [down] <-- broker         every connection has a pump for each direction
+client --> [ up ] --> broker
+client <-- [down] <-- broker         every connection has a pump for each direction
 """
 
 import asyncio

@@ -58,7 +58,7 @@ async def test_a_publish_that_was_answered_is_durable(broker: Broker) -> None:
     await make_queue(broker.address, QUEUE)
     answered: dict[int, list[bytes]] = {}
     publishing = asyncio.create_task(publish_until_it_breaks(broker.address, answered))
-    await until(lambda: len(answered) >= 50, "50 answered requests")
+    await until(lambda: len(answered) >= 300, "300 answered requests")
     broker.kill()
     await publishing
     await broker.start()
@@ -70,7 +70,7 @@ async def test_a_publish_that_was_answered_is_durable(broker: Broker) -> None:
             delivery = await consumer.delivery()
             assert delivery.offset not in found
             found[delivery.offset] = delivery.body
-    assert len(answered) >= 50
+    assert len(answered) >= 300
     assert {offset: found[offset] for offset in wanted} == wanted
 
 

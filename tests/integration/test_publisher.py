@@ -11,6 +11,7 @@ from kyogo import (
     AccessError,
     ClosedError,
     ConfigurationError,
+    KyogoError,
     MessageTooLargeError,
     NewMessage,
     OffsetRun,
@@ -250,8 +251,8 @@ async def test_no_answer_is_unknown(broker: FakeBroker) -> None:
 
 
 async def test_a_caller_that_gives_up_takes_nothing_with_it(broker: FakeBroker) -> None:
-    held = []
-    broker.on_publish = lambda request: held.append(request)
+    held: list[pb.PublishRequest] = []
+    broker.on_publish = held.append
     async with Publisher(broker.url) as publisher:
         first = asyncio.create_task(publisher.publish("orders", b"a"))
         await eventually(lambda: held)
@@ -261,7 +262,7 @@ async def test_a_caller_that_gives_up_takes_nothing_with_it(broker: FakeBroker) 
         second.cancel()
         broker.on_publish = broker.store
         broker.ends[0].set()
-        assert await asyncio.gather(first, third) == [1, 2]
+        assert list(await asyncio.gather(first, third)) == [1, 2]
     assert broker.bodies("orders") == [b"a", b"c"]
 
 
@@ -307,7 +308,7 @@ def test_a_timeout_has_to_be_positive() -> None:
         Publisher(timeout=0)
 
 
-async def test_a_bug_of_the_publisher_leaves_nobody_waiting(
+async def test_a_bug_leaves_nobody_waiting(
     broker: FakeBroker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     publisher = Publisher(broker.url)
@@ -317,3 +318,23 @@ async def test_a_bug_of_the_publisher_leaves_nobody_waiting(
         await asyncio.wait_for(publisher.publish("orders", b"x"), 10)
     assert "bug" in caplog.text
     await publisher.close()
+
+
+async def test_a_request_that_cannot_be_made_leaves_nobody_waiting(
+    broker: FakeBroker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    publisher = Publisher(broker.url)
+    with monkeypatch.context() as broken:
+        broken.setattr("kyogo.wire.publish_request", lambda *_: 1 / 0)
+        with pytest.raises(KyogoError, match="ZeroDivisionError"):
+            await asyncio.wait_for(publisher.publish("orders", b"x"), 10)
+    assert "bug" in caplog.text
+    assert await asyncio.wait_for(publisher.publish("orders", b"x"), 10) == 1
+    await publisher.close()
+
+
+def test_one_publisher_can_serve_one_loop_after_the_other() -> None:
+    publisher = Publisher("127.0.0.1:1", timeout=0.3)
+    for _ in range(2):
+        with pytest.raises(UnavailableError):
+            asyncio.run(publisher.publish("orders", b"x"))

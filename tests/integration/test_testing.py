@@ -3,6 +3,7 @@
 import asyncio
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -124,7 +125,8 @@ async def test_each_test_has_its_own(kyogo_broker: InMemoryBroker) -> None:
 
 
 def test_without_the_broker_it_says_what_to_install() -> None:
-    code = "import sys; sys.modules['kyogo_broker'] = None; import kyogo.sync, kyogo.testing.pytest_plugin; from kyogo.testing import InMemoryBroker"
+    code = "import sys; sys.modules['kyogo_broker'] = None; import kyogo.sync, kyogo.testing.pytest_plugin\n"
+    code += "from kyogo.testing import InMemoryBroker"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "ImportError: kyogo.testing needs the broker itself: pip install 'kyogo[broker]'" in done.stderr

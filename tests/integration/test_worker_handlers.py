@@ -107,9 +107,7 @@ async def test_what_is_raised_decides_and_never_ends_the_worker(broker: FakeBrok
     assert (stats.acked, stats.retried, stats.released, stats.dead_lettered) == (2, 5, 1, 2)
 
 
-async def test_failures_are_logged_each_kind_once_a_second(
-    broker: FakeBroker, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_failures_are_logged_once_a_second(broker: FakeBroker, caplog: pytest.LogCaptureFixture) -> None:
     app = worker(broker)
 
     @app.handle("orders")
@@ -416,9 +414,7 @@ async def test_a_worker_without_handlers_is_refused() -> None:
         await Worker().serve()
 
 
-@pytest.mark.parametrize(
-    "options", [{"isolation": "process"}, {"time_limit": 0}, {"isolation": "thread"}], ids=lambda o: str(o)
-)
+@pytest.mark.parametrize("options", [{"isolation": "process"}, {"time_limit": 0}, {"isolation": "thread"}], ids=str)
 def test_options_that_cannot_work_are_refused(options: Any) -> None:
     with pytest.raises(ConfigurationError):
 

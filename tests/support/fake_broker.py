@@ -245,10 +245,10 @@ class FakeBroker(broker_pb2_grpc.BrokerServiceServicer):
 
     async def session(self, number: int = 0) -> FakeSession:
         """The nth Consume stream, once it has attached."""
-        return await eventually(
-            lambda: len(self.sessions) > number and self.sessions[number].frames and self.sessions[number],
-            f"session {number}",
+        await eventually(
+            lambda: len(self.sessions) > number and bool(self.sessions[number].frames), f"session {number}"
         )
+        return self.sessions[number]
 
     def attached(self, attach: pb.Attach) -> pb.Attached:
         interval = self.heartbeat_interval_ms or attach.heartbeat_interval_ms
@@ -285,16 +285,25 @@ class FakeBroker(broker_pb2_grpc.BrokerServiceServicer):
 
     # --- the service ---
 
-    async def GetServerInfo(self, request: Any, context: Any) -> pb.GetServerInfoResponse:
+    async def Publish(self, request: Any, context: Any) -> pb.PublishResponse:  # noqa: N802 - gRPC names it
+        raise NotImplementedError
+
+    async def Receive(self, request: Any, context: Any) -> pb.ReceiveResponse:  # noqa: N802 - gRPC names it
+        raise NotImplementedError
+
+    async def Settle(self, request: Any, context: Any) -> pb.SettleResponse:  # noqa: N802 - gRPC names it
+        raise NotImplementedError
+
+    async def GetServerInfo(self, request: Any, context: Any) -> pb.GetServerInfoResponse:  # noqa: N802 - gRPC names it
         return pb.GetServerInfoResponse(version="0", node="fake", limits=self.limits)
 
-    async def Consume(self, requests: Any, context: Any) -> AsyncIterator[pb.ConsumeResponse]:
+    async def Consume(self, requests: Any, context: Any) -> AsyncIterator[pb.ConsumeResponse]:  # noqa: N802 - gRPC names it
         session = FakeSession(self, context)
         self.sessions.append(session)
         async for frame in session.run(requests):
             yield frame
 
-    async def PublishStream(self, requests: Any, context: Any) -> AsyncIterator[pb.PublishResponse]:
+    async def PublishStream(self, requests: Any, context: Any) -> AsyncIterator[pb.PublishResponse]:  # noqa: N802 - gRPC names it
         self.publish_streams += 1
         self.open_publish_streams += 1
         end = asyncio.Event()

@@ -24,8 +24,8 @@ class Owner:
 
 
 def new_session(**attachment: Any) -> Session:
-    attachment = {"queues": ("orders", "mails"), "prefetch": 32} | attachment
-    return Session(Attachment(**attachment), Owner())
+    defaults: dict[str, Any] = {"queues": ("orders", "mails"), "prefetch": 32}
+    return Session(Attachment(**defaults | attachment), Owner())
 
 
 def attached_session() -> Session:

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
-from kyogo import Worker, WorkerSettings
+from kyogo import Message, Worker, WorkerSettings
 from kyogo.backoff import BackoffSettings
 from tests.support.fake_broker import DEADLINE, FakeBroker
 
@@ -30,3 +30,19 @@ async def serving(app: Worker) -> AsyncIterator["asyncio.Task[None]"]:
     finally:
         task.cancel()
         await asyncio.wait({task})
+
+
+def waiting_handler(app: Worker, **options: Any) -> list[str]:
+    """A handler that waits, and what became of it."""
+    log: list[str] = []
+
+    @app.handle("orders", **options)
+    async def handle(body: str, message: Message) -> None:
+        log.append(f"began {body}")
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            log.append(f"cancelled {body}{' lost' if message.lost else ''}")
+            raise
+
+    return log

@@ -280,4 +280,5 @@ def _consumer_stats(consumer: Consumer, patience_ms: int) -> ConsumerStats:
         prefetch_bytes=consumer.prefetch_bytes, in_flight=consumer.in_flight,
         in_flight_bytes=consumer.in_flight_bytes, delivered=consumer.delivered, settled=consumer.settled,
         attached_unix_ms=consumer.attached_unix_ms, heard_ago_ms=max(0, patience_ms - consumer.heard_ms),
+        started=sum((lease.started & lease.live).bit_count() for lease in consumer.leases.values()),
     )  # fmt: skip

@@ -19,7 +19,7 @@ class Span(NamedTuple):
 
     first_fence: int
     first_offset: int
-    count: int
+    count: int  # type: ignore[assignment]  # hides tuple.count, which nobody calls on a span
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,6 +56,8 @@ class ConsumerStats:
     settled: int
     attached_unix_ms: int
     heard_ago_ms: int
+    started: int = 0
+    """Of those in flight: its handlers began on them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,8 @@ from kyogo.cli.terminal import Exit
 
 STEADY_SECONDS = 10.0
 """A child that lived so long was well: its next accident begins a new series of backoffs."""
+_CLEAN_ENDS = {Exit.OK, -signal.SIGTERM}
+"""When told to stop; by the signal itself ends who was still starting, and had begun nothing."""
 RESTARTS = BackoffSettings(initial=0.2, maximum=10.0)
 
 
@@ -56,7 +58,7 @@ class Supervisor:
             if code == Exit.USAGE and not self._stopping.is_set():
                 self._exit = Exit.USAGE
                 self._end_all()
-            elif self._stopping.is_set() and code != Exit.OK and self._exit == Exit.OK:
+            elif self._stopping.is_set() and code not in _CLEAN_ENDS and self._exit == Exit.OK:
                 self._exit = Exit.WORKER_FAILED
             if self._stopping.is_set() or code == Exit.OK:
                 return

@@ -23,4 +23,4 @@ def __getattr__(name: str) -> object:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from kyogo.testing import broker  # noqa: PLC0415 - see above
 
-    return broker.InMemoryBroker if name == "InMemoryBroker" else broker.record.PublishedMessage
+    return getattr(broker, name)

@@ -20,12 +20,14 @@ from kyogo.outgoing import PublishOptions
 from kyogo.worker import Worker
 
 try:
-    from kyogo.testing import record
     from kyogo.testing.hosted import HostedBroker
+    from kyogo.testing.record import PublishedMessage, messages
 except ImportError as error:
     raise ImportError(
         f"kyogo.testing needs the broker itself: pip install 'kyogo[broker]' (missing: {error.name})"
     ) from error
+
+__all__ = ["InMemoryBroker", "PublishedMessage"]
 
 _DLQ: Final = ".dlq"
 _LOOK_SECONDS: Final = 0.005
@@ -116,8 +118,7 @@ class InMemoryBroker:
         task = asyncio.create_task(worker.serve())
         try:
             async with asyncio.timeout(timeout):
-                while not (task.done() or await self._is_idle(worker, skip_delays=skip_delays)):
-                    await asyncio.sleep(_LOOK_SECONDS)
+                await self._until_idle(worker, task, skip_delays=skip_delays)
         except TimeoutError as error:
             raise TimeoutError(f"not idle within {timeout} s: {await self._left(worker)}") from error
         finally:
@@ -127,11 +128,11 @@ class InMemoryBroker:
 
     # --- assert ---
 
-    def published(self, queue: str) -> list[record.PublishedMessage]:
+    def published(self, queue: str) -> list[PublishedMessage]:
         """Everything that was ever accepted in a queue, handled or not, by whomever it was published."""
-        return record.messages(list(self._hosted.journal.payloads), queue, self.codecs)
+        return messages(list(self._hosted.journal.payloads), queue, self.codecs)
 
-    def dead(self, queue: str) -> list[record.PublishedMessage]:
+    def dead(self, queue: str) -> list[PublishedMessage]:
         """The queue's dead letters; `dead_letter` says why."""
         return self.published(queue + _DLQ)
 
@@ -147,6 +148,12 @@ class InMemoryBroker:
     async def _create(self, queue: str, settings: QueueSettings | None) -> None:
         async with Client(self.url) as client:
             await client.create_queue(queue, settings)
+
+    async def _until_idle(self, worker: Worker, task: asyncio.Task[None], *, skip_delays: bool) -> None:
+        while not await self._is_idle(worker, skip_delays=skip_delays):
+            done, _ = await asyncio.wait({task}, timeout=_LOOK_SECONDS)
+            if done:
+                return
 
     async def _is_idle(self, worker: Worker, *, skip_delays: bool) -> bool:
         seen = worker.stats()

@@ -28,7 +28,7 @@ def message(body: Any = b'{"a":1}', type_: Any = "") -> Any:
     return delivery
 
 
-class Callable_:
+class Called:
     async def __call__(self, body: dict[str, Any]) -> None: ...
 
     def method(self, body: bytes, message: Message) -> None: ...
@@ -51,8 +51,8 @@ CALLED = [
     (optional, False, (b'{"a":1}', MESSAGE)),
     (defaulted, False, (b'{"a":1}',)),
     (only_message, False, (MESSAGE,)),
-    (Callable_(), True, ({"a": 1},)),
-    (Callable_().method, False, (b'{"a":1}', MESSAGE)),
+    (Called(), True, ({"a": 1},)),
+    (Called().method, False, (b'{"a":1}', MESSAGE)),
     (functools.partial(optional), False, (b'{"a":1}', MESSAGE)),
     (lambda body: None, False, ({"a": 1},)),
 ]

@@ -1,5 +1,6 @@
 """What a handler's end means."""
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ JUDGED = [
     (SystemExit(3), (), Settlement(Outcome.RETRY, reason="3", error_type="SystemExit")),
     (Retry(), (Exception,), Settlement(Outcome.RETRY)),
     (Retry(after=0), (), Settlement(Outcome.RETRY, delay_ms=0)),
+    (Retry(after=timedelta(minutes=1)), (), Settlement(Outcome.RETRY, delay_ms=60_000)),
     (Retry("busy", after=1.5), (), Settlement(Outcome.RETRY, delay_ms=1_500, reason="busy")),
     (from_cause(Retry(after=2)), (), Settlement(Outcome.RETRY, delay_ms=2_000, reason="'k'", error_type="KeyError")),
     (from_cause(DeadLetter("no")), (), Settlement(Outcome.DEAD_LETTER, reason="no", error_type="KeyError")),
@@ -54,16 +56,17 @@ def test_cutting_never_leaves_half_a_character_nor_what_cannot_be_sent() -> None
 
 
 def test_an_exception_that_cannot_be_printed_is_no_other_error() -> None:
-    class Broken(Exception):
-        def __str__(self) -> None:
+    class BrokenError(Exception):
+        def __str__(self) -> str:
             raise RuntimeError
 
-    assert "unprintable" in judge(Broken()).reason
+    assert "unprintable" in judge(BrokenError()).reason
 
 
-def test_a_retry_in_the_past_is_refused() -> None:
-    with pytest.raises(ValueError, match="past"):
-        Retry(after=-1)
+@pytest.mark.parametrize("after", [-1, -0.1, float("nan"), float("inf"), 1e300, timedelta(days=366)])
+def test_a_retry_out_of_bounds_is_refused(after: float | timedelta) -> None:
+    with pytest.raises(ValueError, match="out of bounds"):
+        Retry(after=after)
 
 
 def test_the_numbers_are_the_contracts() -> None:

@@ -1,7 +1,7 @@
 """A message on its way out."""
 
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -12,7 +12,7 @@ from kyogo.v1 import broker_pb2 as pb
 
 
 def encoded(body: Any, **options: Any) -> Any:
-    field = outgoing.encode(body, options, codecs=Codecs())
+    field = outgoing.encode(body, cast("outgoing.PublishOptions", options), codecs=Codecs())
     request = pb.PublishRequest.FromString(wire.publish_request("q", 7, "p", [field, field]))
     assert (request.destination, request.request_id, request.producer_id) == ("q", 7, "p")
     first, second = request.messages

@@ -228,6 +228,19 @@ def test_a_publish_that_cannot_be_stored_rejects_its_settlement() -> None:
     assert len(settle.settlements) == 1
 
 
+def test_settlements_and_their_publishes_are_counted() -> None:
+    said = refused_part(settlements=[ack(fences(1, 1))] * (bounds.MAX_SETTLEMENTS_PER_FRAME + 1))
+    assert (said.code, said.metadata["part"]) == (ErrorCode.LIMIT_EXCEEDED, "settlements")
+    one = pb.PublishRequest(destination="mails", messages=[pb.Message()])
+    most = bounds.MAX_PUBLISHES_PER_SETTLEMENT
+    assert decode(settlements=[ack(fences(1, 1), publish=[one] * most)]).answers == ()
+    [answer] = decode(settlements=[ack(fences(1, 1), publish=[one] * (most + 1))]).answers
+    assert isinstance(answer, SettleDone)
+    refusal = answer.results[0].refusal
+    assert refusal is not None
+    assert refusal.code is ErrorCode.LIMIT_EXCEEDED
+
+
 @pytest.mark.parametrize("figure", [float("nan"), float("inf"), -1.0, -float("inf")])
 def test_strange_figures_are_made_harmless(figure: float) -> None:
     [beat] = decode(heartbeat=pb.ConsumerHeartbeat(utilization=figure, cpu=figure)).commands

@@ -254,6 +254,7 @@ def _consumer(stats: ConsumerStats, peer: str) -> admin.ConsumerInfo:
         subscriptions=[pb.Subscription(queue=queue) for queue in stats.queues],
         prefetch=pb.Prefetch(messages=stats.prefetch_messages, bytes=stats.prefetch_bytes),
         in_flight=stats.in_flight,
+        started=stats.started,
         in_flight_bytes=stats.in_flight_bytes,
         weight=stats.weight,
         labels=stats.labels,

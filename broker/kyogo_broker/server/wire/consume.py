@@ -134,40 +134,37 @@ class _Decoder:
 
     def _settle(self, settlements: Sequence[pb.Settlement]) -> None:
         if len(settlements) > bounds.MAX_SETTLEMENTS_PER_FRAME:
-            self._refuse(
-                Refusal(
-                    ErrorCode.LIMIT_EXCEEDED,
-                    f"a frame holds at most {bounds.MAX_SETTLEMENTS_PER_FRAME} settlements: "
-                    "put ranges with one outcome into one settlement",
-                ),
-                {"part": "settlements"},
+            text = (
+                f"a frame holds at most {bounds.MAX_SETTLEMENTS_PER_FRAME} settlements: "
+                "put ranges with one outcome into one settlement"
             )
+            self._refuse(Refusal(ErrorCode.LIMIT_EXCEEDED, text), {"part": "settlements"})
             return
-        good: list[commands.Settlement] = []
-        for index, settlement in enumerate(settlements):
-            try:
-                ranges = self._ranges(settlement.ranges)
-                outcome, delay_ms = _outcome(settlement, ranges)
-            except RefusedError as error:
-                self._refuse(error.refusal, {"part": "settlements", "index": str(index)})
-                continue
-            try:
-                publishes = self._publishes(settlement.publish)
-            except RefusedError as error:
-                self._reject(ranges, error.refusal)
-                continue
-            good.append(
-                commands.Settlement(
-                    outcome=outcome,
-                    ranges=ranges,
-                    delay_ms=delay_ms,
-                    reason=cut(settlement.reason, bounds.MAX_REASON_BYTES),
-                    error_type=cut(settlement.error_type, bounds.MAX_ERROR_TYPE_BYTES),
-                    publishes=publishes,
-                )
-            )
+        decoded = [self._settlement(index, settlement) for index, settlement in enumerate(settlements)]
+        good = tuple(settlement for settlement in decoded if settlement is not None)
         if good:
-            self.done.append(commands.Settle(self.session.port, tuple(good)))
+            self.done.append(commands.Settle(self.session.port, good))
+
+    def _settlement(self, index: int, settlement: pb.Settlement) -> commands.Settlement | None:
+        try:
+            ranges = self._ranges(settlement.ranges)
+            outcome, delay_ms = _outcome(settlement, ranges)
+        except RefusedError as error:
+            self._refuse(error.refusal, {"part": "settlements", "index": str(index)})
+            return None
+        try:
+            publishes = self._publishes(settlement.publish)
+        except RefusedError as error:
+            self._reject(ranges, error.refusal)
+            return None
+        return commands.Settlement(
+            outcome=outcome,
+            ranges=ranges,
+            delay_ms=delay_ms,
+            reason=cut(settlement.reason, bounds.MAX_REASON_BYTES),
+            error_type=cut(settlement.error_type, bounds.MAX_ERROR_TYPE_BYTES),
+            publishes=publishes,
+        )
 
     def _reject(self, ranges: Sequence[FenceRange], refusal: Refusal) -> None:
         results = tuple(SettleResult(fences, SettleStatus.REJECTED, refusal) for fences in ranges)

@@ -32,7 +32,7 @@ from google.protobuf.message import DecodeError, Message
 from kyogo.internal.v1.views_pb2 import PublishFeatures, PublishIdentity, PublishView
 from kyogo.v1.broker_pb2 import PublishRequest
 from kyogo_broker.model.commands import Publish
-from kyogo_broker.model.errors import ErrorCode, RefusedError, refuse
+from kyogo_broker.model.errors import ErrorCode, refuse
 from kyogo_broker.model.message import Batch
 from kyogo_broker.model.settings import NAME_RULE, valid_queue_name
 from kyogo_broker.server.limits import MAX_MESSAGES_PER_REQUEST, WIRE_INTEGER_LIMIT, Limits
@@ -62,14 +62,7 @@ def decode_publish(raw: bytes, *, port: int, limits: Limits, tag: int | None = N
         UndecodableError: these bytes are no `PublishRequest`.
         RefusedError: they are, and it cannot be stored; names the index where one message is the reason.
     """
-    if len(raw) > limits.max_request_bytes:
-        raise refuse(
-            ErrorCode.MESSAGE_TOO_LARGE,
-            f"the request has {len(raw)} bytes, at most {limits.max_request_bytes} are accepted: "
-            "send its messages in several requests",
-            size=str(len(raw)),
-            limit=str(limits.max_request_bytes),
-        )
+    _check_request_size(len(raw), limits.max_request_bytes)
     view = _parse(PublishView, raw)
     queue, request_id, producer_id = view.destination, view.request_id, view.producer_id
     count = len(view.messages)
@@ -96,6 +89,16 @@ def request_id_of(raw: bytes) -> int:
         return PublishView.FromString(raw).request_id
     except DecodeError:
         return 0
+
+
+def _check_request_size(size: int, limit: int) -> None:
+    if size > limit:
+        raise refuse(
+            ErrorCode.MESSAGE_TOO_LARGE,
+            f"the request has {size} bytes, at most {limit} are accepted: send its messages in several requests",
+            size=str(size),
+            limit=str(limit),
+        )
 
 
 def _parse(kind: type[_M], raw: bytes) -> _M:
@@ -209,24 +212,19 @@ def _check_sizes(batch: Batch, limit: int) -> None:
         whole = batch.size(index, index)
         size = whole - 1 - _length_bytes(whole)
         if size > limit:
-            raise too_large(index, size, limit)
+            raise refuse(
+                ErrorCode.MESSAGE_TOO_LARGE,
+                f"message {index} has {size} bytes encoded, at most {limit} are accepted: "
+                "store the payload elsewhere and publish a reference to it",
+                index=str(index),
+                size=str(size),
+                limit=str(limit),
+            )
 
 
 def _length_bytes(whole: int) -> int:
     """How many of a message's bytes on the wire are its length."""
     return next(n for n in range(1, 6) if whole - 1 - n < 1 << 7 * n)
-
-
-def too_large(index: int, size: int, limit: int) -> RefusedError:
-    """The refusal of a message that is too large."""
-    return refuse(
-        ErrorCode.MESSAGE_TOO_LARGE,
-        f"message {index} has {size} bytes encoded, at most {limit} are accepted: "
-        "store the payload elsewhere and publish a reference to it",
-        index=str(index),
-        size=str(size),
-        limit=str(limit),
-    )
 
 
 def _digest(raw: bytes, count: int) -> int:
