@@ -28,7 +28,7 @@ def serve(  # noqa: PLR0913  # the options of a command are its arguments
     config: Annotated[Path | None, typer.Option(help="TOML file with any setting")] = None,
     ephemeral: Annotated[bool | None, typer.Option("--ephemeral", help="keep nothing on disk")] = None,
     ready_file: Annotated[Path | None, typer.Option(help="gets the real addresses, as JSON, once serving")] = None,
-    node: Annotated[str | None, typer.Option(help="name of this broker [the host's]")] = None,
+    node: Annotated[str | None, typer.Option(help="name of this broker; the host's if not said")] = None,
     grace_seconds: Annotated[float | None, typer.Option(help="for consumers to finish in, at a stop [10]")] = None,
     log_format: Annotated[str | None, typer.Option(help="auto, console or json")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error")] = None,

@@ -190,7 +190,7 @@ class App:
         self._stop.set()
 
     def _in_flight(self) -> int:
-        return sum(consumer.in_flight for consumer in self._engine.shard_stats().consumers)
+        return self._engine.in_flight()
 
     async def _sample(self) -> None:
         while True:
@@ -249,6 +249,9 @@ class App:
             sys.stderr.write(_banner(self._identity, listen, http, f"{data} ({history})"))
         else:
             _log.info("broker_started", version=self._identity.version, data=data, history=history, **said)
+
+        for note in found.notes:
+            _log.warning("journal_mended", note=note)
 
     def _forget_ready(self) -> None:
         if self._config.ready_file is not None:

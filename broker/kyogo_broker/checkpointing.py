@@ -1,6 +1,9 @@
 """When and how a checkpoint is taken: section by section between turns, so that the loop never stops for long.
 
 After it: what the journal no longer needs is freed, and parts that hold little are copied forward, one at a time.
+
+Only a checkpoint lets anything be freed, and draining a backlog writes little. So while the disk is low they follow
+each other for as long as anything happens: else a disk that a backlog has filled would stay full when it is gone.
 """
 
 from collections import deque
@@ -18,6 +21,8 @@ CHECKPOINT_FACTS = 40_000
 """The same for many small facts, at some 10 us a fact."""
 SLICE_SECONDS = 0.004
 """Work on a checkpoint between two turns."""
+LOW_DISK_PAUSE_SECONDS = 2.0
+"""From one checkpoint to the next while the disk is low."""
 
 
 class Checkpointing:
@@ -34,11 +39,17 @@ class Checkpointing:
         self._oldest = 0
         self._commit: Future[None] | None = None
         self._copy: deque[tuple[int, int]] = deque()
+        self._disk_low = False
+        self._began = 0.0
 
     def wrote(self, *, size: int, facts: int) -> None:
         """A record was appended."""
         self._bytes += size
         self._facts += facts
+
+    def disk_is(self, *, low: bool) -> None:
+        """Whether there is little room on the disk."""
+        self._disk_low = low
 
     @property
     def under_way(self) -> bool:
@@ -89,10 +100,15 @@ class Checkpointing:
         return CopyForward(*self._copy.popleft()) if self._copy else None
 
     def _is_due(self) -> bool:
-        return self._commit is None and (self._bytes >= CHECKPOINT_BYTES or self._facts >= CHECKPOINT_FACTS)
+        if self._commit is not None:
+            return False
+        if self._disk_low and self._facts:
+            return self._clock.seconds() >= self._began + LOW_DISK_PAUSE_SECONDS
+        return self._bytes >= CHECKPOINT_BYTES or self._facts >= CHECKPOINT_FACTS
 
     def _begin(self) -> None:
         self._bytes = self._facts = 0
+        self._began = self._clock.seconds()
         self._writer = self._journal.begin_checkpoint()
         self._queues = deque(self._shard.queue_ids())
         self._oldest = self._journal.sequence - 1

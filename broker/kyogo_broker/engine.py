@@ -23,7 +23,7 @@ from kyogo_broker.model.effects import Effect, Load, Notice
 from kyogo_broker.model.errors import BrokerStopError
 from kyogo_broker.model.facts import Fact, Moved
 from kyogo_broker.model.now import Now
-from kyogo_broker.model.stats import COMMIT_BOUNDS_SECONDS, EngineStats, Histogram, ShardStats
+from kyogo_broker.model.stats import COMMIT_BOUNDS_SECONDS, EngineStats, Histogram, QueueStats, ShardStats
 
 PORT_COMMANDS_MAX = 256
 """Commands of one connection in the inbox: enough to keep a pipeline full during one commit."""
@@ -175,6 +175,14 @@ class Engine:
         """Queues and consumers as of the last turn."""
         return self._shard.stats()
 
+    def queue_stats(self, name: str) -> QueueStats | None:
+        """One queue as of the last turn; None if there is none of that name."""
+        return self._shard.queue_stats(name)
+
+    def in_flight(self) -> int:
+        """Deliveries that are not settled."""
+        return self._shard.in_flight()
+
     def stats(self) -> EngineStats:
         """The loop's own figures."""
         return EngineStats(
@@ -315,6 +323,7 @@ class Engine:
             return
         self._pressure_at_ms = now.steady_ms + PRESSURE_CHECK_MS
         pressure = SetPressure(disk_low=self._journal.disk_low(), memory_high=self._memory_high())
+        self._checkpointing.disk_is(low=pressure.disk_low)
         if pressure != self._pressure:
             self._pressure = pressure
             self._inbox.insert(0, (pressure, None, 0))

@@ -29,6 +29,8 @@ class Recovery:
     records: int
     """Replayed behind the checkpoint."""
     seconds: float
+    notes: tuple[str, ...] = ()
+    """What was found and mended on the way, for operators."""
 
 
 def recover(journal: Journal, config: ShardConfig, *, seed: int, clock: Clock) -> tuple[Shard, Recovery]:
@@ -49,7 +51,7 @@ def recover(journal: Journal, config: ShardConfig, *, seed: int, clock: Clock) -
     shard.begin(position=journal.position, now=now)
     step = shard.open(recovered.epoch, now)
     journal.append(journal.sequence, encode(step.facts)).result()
-    return shard, Recovery(recovered.new, shard.messages(), records, clock.seconds() - began)
+    return shard, Recovery(recovered.new, shard.messages(), records, clock.seconds() - began, recovered.notes)
 
 
 def restore(shard: Shard, sections: tuple[Section, ...]) -> int:

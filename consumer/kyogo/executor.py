@@ -375,11 +375,10 @@ class Executor:
         )
 
     def _recover(self, slot: _Slot) -> None:
-        """After our own cancellation: the slot goes on, unless it was cancelled from outside as well."""
+        """After our own cancellation the slot goes on; if it was cancelled from outside as well, `_closed` ends it."""
         slot.why = None
         assert slot.task is not None
-        if slot.task.uncancel() > 0:
-            raise asyncio.CancelledError
+        slot.task.uncancel()
 
     # --- settling ---
 

@@ -247,11 +247,11 @@ class Outbox:
     def _send(self, lane: _Lane, entries: list[_Entry], now: float) -> bytes:
         lane.singles = max(0, lane.singles - 1)
         self._request_id += 1
-        data = wire.publish_request(
-            lane.destination, self._request_id, self._producer_id, [entry.field for entry in entries]
-        )
-        lane.request = self._under_way[self._request_id] = _Request(self._request_id, lane, entries, data, now)
-        return data
+        request = _Request(self._request_id, lane, entries, b"", now)
+        lane.request = self._under_way[self._request_id] = request
+        fields = [entry.field for entry in entries]
+        request.data = wire.publish_request(lane.destination, self._request_id, self._producer_id, fields)
+        return request.data
 
     def _confirm(self, request: _Request, runs: Iterable[wire.OffsetRun]) -> None:
         entries = iter(request.entries)

@@ -75,7 +75,7 @@ class Publisher:
         self._room: deque[asyncio.Future[None]] = deque()
         self._empty: list[asyncio.Future[None]] = []
         self._heard = 0.0
-        self._gave_up = False
+        self._gave_up: KyogoError | None = None
         self._closing = False
 
     async def __aenter__(self) -> Self:
@@ -316,10 +316,10 @@ class Publisher:
         except grpc.aio.AioRpcError as error:
             return errors.from_stream(error, address=address)
         except asyncio.CancelledError:
-            if not self._gave_up:  # we are cancelled ourselves; the call says so in both cases
+            if self._gave_up is None:  # we are cancelled ourselves; the call says so in both cases
                 raise
-            self._gave_up = False
-            return UnavailableError(f"the broker at {address} has not answered for {self.timeout:g} s")
+            error, self._gave_up = self._gave_up, None
+            return error
         finally:
             self._call = None
             await channel.close()
@@ -356,11 +356,14 @@ class Publisher:
             await call.done_writing()
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError, grpc.aio.UsageError) as error:
             _log.debug("cannot write any more: %s", error)  # the reader is told why the stream ended
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - without a writer nothing goes on: the stream has to end
             _log.exception("a request could not be made: this is a bug of the SDK")
-            self._outbox.fail_all(KyogoError(f"a request could not be made: {error!r}"))
-            self._settle()
-            call.cancel()
+            self._give_up(call, KyogoError(f"a request could not be made: {error!r}"))
+
+    def _give_up(self, call: wire.PublishCall, error: KyogoError) -> None:
+        """End the stream; `_run` goes by the error."""
+        self._gave_up = error
+        call.cancel()
 
     # --- time ---
 
@@ -376,8 +379,8 @@ class Publisher:
         self._timer = None
         sent_at = self._outbox.expire(now)
         if sent_at is not None and self._call is not None and self._heard <= sent_at:
-            self._gave_up = True
-            self._call.cancel()  # nothing at all came for so long: another stream may do better
+            # Nothing at all came for so long: another stream may do better.
+            self._give_up(self._call, UnavailableError(f"the broker has not answered for {self.timeout:g} s"))
         self._settle()
         self._wake()
         self._arm(loop)

@@ -162,7 +162,7 @@ class Stream:
                     await self._wanted
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError, grpc.aio.UsageError) as error:
             _log.debug("cannot write any more: %s", error)  # the reader is told why the stream ended
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - without a writer nothing goes on: the stream has to end
             _log.exception("a frame could not be made: this is a bug of the SDK")
             self.abort(ProtocolError(f"a frame could not be made: {error}"))
         finally:

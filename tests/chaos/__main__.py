@@ -23,12 +23,14 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=1.0, help="of faults, at least; draining comes on top [1]")
     parser.add_argument("--seed", type=int, help="of a run; the machine's own timing is not part of it [any]")
     parser.add_argument("--rate", type=float, default=240.0, help="messages a second, over all producers [240]")
+    parser.add_argument("--only", default="", help="faults by name, with commas, such as 'kill broker,cut' [all]")
     parser.add_argument("--keep", action="store_true", help="keep histories and logs of a clean run, too")
     options = parser.parse_args()
     _take_namespace()
     seed = random.randrange(1_000_000) if options.seed is None else options.seed
     directory = Path(tempfile.mkdtemp(prefix="kyogo-chaos-"))
-    report = played(Settings(directory, options.minutes * 60, seed, options.rate))
+    only = tuple(filter(None, options.only.split(",")))
+    report = played(Settings(directory, options.minutes * 60, seed, options.rate, only))
     print(report.text())
     if report.clean and not options.keep:
         shutil.rmtree(directory, ignore_errors=True)

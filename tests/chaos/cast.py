@@ -23,6 +23,7 @@ from tests.support.processes import ROOT, Broker, Process, until
 
 NODE_EXAMPLE = ROOT / "examples" / "node"
 LOOK_SECONDS = 0.05
+REFILL_SECONDS = 0.5
 GRACE_SECONDS = 3
 EXIT_STREAM_LOST = 3
 """Of the Node example."""
@@ -45,7 +46,7 @@ class RecordedBroker(Child, Broker):
 
     def __init__(self, directory: Path, recorder: Recorder) -> None:
         config = directory / "broker.toml"
-        config.write_text(f"min_free = {MIN_FREE_BYTES}\ngrace_seconds = {GRACE_SECONDS}\nlog_level = 'warning'\n")
+        config.write_text(f"min_free = {MIN_FREE_BYTES}\ngrace_seconds = {GRACE_SECONDS}\nlog_level = 'info'\n")
         self._fixed = ("--config", str(config))
         Broker.__init__(self, directory, *self._fixed)
         self.address, self.http = (f"127.0.0.1:{port}" for port in _free_ports(2))
@@ -108,6 +109,7 @@ class Place:
         self._command = command
         self._number = 0
         self._reader: NodeReader | None = None
+        self._fill_at = 0.0
 
     @property
     def process_name(self) -> str:
@@ -128,6 +130,15 @@ class Place:
         self.leaving = False
         if self.kind == "node":
             self._reader = NodeReader(self._directory, name)
+
+    def refill(self) -> None:
+        """Put a new process there, after a moment: starting one is work for the machine."""
+        now = asyncio.get_running_loop().time()
+        if not self._fill_at:
+            self._fill_at = now + REFILL_SECONDS
+        elif now >= self._fill_at:
+            self._fill_at = 0.0
+            self.fill()
 
     def look(self) -> None:
         """Take in what it printed, if that is how it records."""
@@ -206,7 +217,7 @@ class Cast:
     def _ended(self, place: Place) -> None:
         assert place.process is not None
         code = place.process.exit_code
-        if code == EXIT_POISONED:
+        if code == EXIT_POISONED and not place.leaving:
             fault = f"poison-{place.process_name}"
             self._recorder.write(
                 "fault", id=fault, kind="kill", name="poison", target=place.process_name, of=place.kind
@@ -215,7 +226,8 @@ class Cast:
             self._recorder.write("over", id=fault)
         elif not place.leaving and not (place.kind == "node" and code == EXIT_STREAM_LOST):
             self.failures.append(f"{place.process_name} ended with {code}: {place.process.log()[-500:]}")
-        place.fill()
+        place.leaving = True
+        place.refill()
 
     async def leave(self, places: Sequence[Place], seconds: float) -> None:
         """Tell processes to finish, and wait for it."""

@@ -30,7 +30,7 @@ PREFETCHES = (0, 4, 8, 16, 32)
 ATTACH_SECONDS = 4.0
 SILENCE_SECONDS = 3.0
 """Without a frame, though every heartbeat is answered: the stream is given up."""
-BACKOFF_SECONDS = 0.3
+BACKOFF_SECONDS = 0.6
 DETACH_AFTER_SECONDS = (6.0, 25.0)
 LEAVE_SECONDS = 5.0
 LOOK_SECONDS = 0.1

@@ -34,7 +34,9 @@ OPEN_MAX = 32
 BATCH_MAX = 12
 SILENCE_SECONDS = 3.0
 """Without any answer while some are due: the stream is given up."""
-BACKOFF_SECONDS = 0.2
+BACKOFF_SECONDS = 0.4
+REFUSED_SECONDS = 0.8
+"""Before the same request is tried again that was refused for a while."""
 FINISH_SECONDS = 45.0
 """To learn what became of everything, once told to end."""
 REPEAT_SHARE = 0.02
@@ -148,7 +150,7 @@ class Producer:
         self._part.recorder.write("published", **self._name(request), status="refused", code=code)
         self._open.pop(request.id, None)
         if code in TRANSIENT:
-            request.not_before = self._loop.time() + BACKOFF_SECONDS
+            request.not_before = self._loop.time() + REFUSED_SECONDS * self._part.chance.uniform(0.5, 1.5)
             self._waiting[request.id] = request
 
     def _unknown(self, request: Request) -> None:

@@ -94,10 +94,14 @@ class Proxy:
             asyncio.create_task(self._pump(reader, broker_writer, "up")),
             asyncio.create_task(self._pump(broker_reader, writer, "down")),
         ]
-        await asyncio.wait(connection.pumps)
-        self._connections.discard(connection)
-        for each in (writer, broker_writer):
-            each.transport.abort()
+        try:
+            await asyncio.wait(connection.pumps)
+        except asyncio.CancelledError:
+            pass  # the run is over; streams complain about a server's task that says so
+        finally:
+            self._connections.discard(connection)
+            for each in (writer, broker_writer):
+                each.transport.abort()
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, direction: str) -> None:
         gate = self._gates[direction]

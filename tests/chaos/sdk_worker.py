@@ -91,6 +91,8 @@ def _handler(part: Part, attachments: Attachments, queue: str):  # noqa: ANN202 
         finally:
             ranges = [[message.fence, message.fence]]
             part.recorder.write("settle", outcome=outcome, ranges=ranges, **fields)
+            if "publish" in fields:  # refused with what it publishes, an ACK is followed by this
+                part.recorder.write("settle", session=session, outcome="RETRY", ranges=ranges)
 
     return handle
 

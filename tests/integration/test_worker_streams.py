@@ -243,6 +243,7 @@ async def test_a_blocked_loop_is_noticed_and_not_taken_for_the_brokers_silence(
         session = await broker.session()
         await session.settled(*session.deliver(b"x"))
     assert "the event loop was blocked" in caplog.text
+    assert session.detached
     assert len(broker.sessions) == 1
 
 
@@ -250,7 +251,7 @@ async def test_a_blocked_loop_is_noticed_and_not_taken_for_the_brokers_silence(
 
 
 async def test_prefetch_follows_the_handlers_speed(broker: FakeBroker) -> None:
-    app = worker(broker, concurrency=4)
+    app = worker(broker, concurrency=4, heartbeat=30.0)
     slow = asyncio.Event()
 
     @app.handle("orders")

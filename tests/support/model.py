@@ -537,7 +537,9 @@ class Model:
         assert at == len(wire), "a run holds more than its messages"
 
     def in_order(self, queue: Queue, message: Message) -> None:
-        """Nothing is passed over but what may not fit into some consumer's frames."""
+        """Nothing is passed over but what may not fit into some consumer's frames; that may come at any time after."""
+        if len(message.body) > self.smallest_frame:
+            return
         for other in queue.in_turn():
             if other is message:
                 return

@@ -149,7 +149,7 @@ class ShardMachine(RuleBasedStateMachine):
             case Publish():
                 self.expected["published"] = model.store(command, now)
             case Attach():
-                self.expected["attached"] = command
+                self.attach_anticipated(command, now)
             case SetPrefetch() if command.port in model.consumers:
                 consumer = model.consumers[command.port]
                 consumer.messages, consumer.bytes = command.messages, command.bytes
@@ -171,10 +171,9 @@ class ShardMachine(RuleBasedStateMachine):
             case StreamEnded():
                 model.stream_end(command.port, now)
             case CreateQueue():
-                taken = command.queue in model.queues
-                self.expected["admin"] = (ErrorCode.QUEUE_EXISTS if taken else None, 0)
-                if not taken:
-                    model.queues[command.queue] = Queue(command.queue, command.settings)
+                queue = model.queues.setdefault(command.queue, Queue(command.queue, command.settings))
+                same = queue.settings == command.settings
+                self.expected["admin"] = (None if same else ErrorCode.QUEUE_EXISTS, 0)
             case UpdateQueue() | PauseQueue() | PurgeQueue() | DeleteQueue():
                 self.admin(command)
             case _:
@@ -212,7 +211,7 @@ class ShardMachine(RuleBasedStateMachine):
                 told = effect.offsets if effect.refusal is None else effect.refusal.code
                 assert told == self.expected.pop("published")
             case AttachDone() | AttachRefused():
-                self.attached(effect, now)
+                self.attached(effect)
             case SettleDone():
                 for result in effect.results:
                     if result.published:
@@ -246,22 +245,29 @@ class ShardMachine(RuleBasedStateMachine):
             case _:
                 pass
 
-    def attached(self, effect: AttachDone | AttachRefused, now: Now) -> None:
-        """An attach was answered."""
+    def attach_anticipated(self, command: Attach, now: Now) -> None:
+        """Whether a session is opened, and whether another one ends by it."""
         model = self.model
-        command = self.expected.pop("attached")
         before = [c for c in model.consumers.values() if c.attach.consumer_id == command.consumer_id]
         shown = bool(before) and before[0].attach.session_token == command.resumed_token
-        absent = any(subscription.queue not in model.queues for subscription in command.subscriptions)
-        if absent or (before and not shown):
-            code = ErrorCode.QUEUE_NOT_FOUND if absent else ErrorCode.CONSUMER_ID_IN_USE
+        if any(subscription.queue not in model.queues for subscription in command.subscriptions):
+            self.expected["attached"] = ErrorCode.QUEUE_NOT_FOUND
+        elif before and not shown:
+            self.expected["attached"] = ErrorCode.CONSUMER_ID_IN_USE
+        else:
+            self.expected["attached"] = command
+            if before:
+                model.stream_end(before[0].attach.port, now)
+
+    def attached(self, effect: AttachDone | AttachRefused) -> None:
+        """An attach was answered."""
+        expected = self.expected.pop("attached")
+        if isinstance(expected, Attach):
+            assert isinstance(effect, AttachDone), effect
+            self.model.attach(expected, effect.prefetch_messages, effect.prefetch_bytes)
+        else:
             assert isinstance(effect, AttachRefused)
-            assert effect.refusal.code is code
-            return
-        assert isinstance(effect, AttachDone), effect
-        if before:
-            model.stream_end(before[0].attach.port, now)
-        model.attach(command, effect.prefetch_messages, effect.prefetch_bytes)
+            assert effect.refusal.code is expected
 
     def compare(self, now: Now) -> None:
         """The model's queues and the shard's."""
@@ -284,7 +290,7 @@ class ShardMachine(RuleBasedStateMachine):
             }  # fmt: skip
             assert in_flight == {m.offset for m in model.at("in_flight", "ending")}, f"in flight in {name}"
             assert set(queue.dying) == {m.offset for m in model.at("ending")}
-            assert letters_wait or not queue.dying
+            assert letters_wait or not queue.dying, "nobody reads the bodies of letters"
             counts = Counter(m.place for m in model.messages)
             for place in ("ready", "delayed", "in_flight", "ending"):
                 counts.pop(place, None)

@@ -1,7 +1,7 @@
 """What waits for its time: a heap of plain integers, `due << 64 | offset << 4 | reason`, 48 bytes a message.
 
 `due` is a steady instant in milliseconds, `reason` a `RedeliveryReason`. Live, nothing is removed but from the top; a
-purge clears the heap. A replay takes out what a lease names, whatever the clocks say, so for its time there is an index.
+purge clears the heap. A replay takes out what a lease names, whatever the clocks say, so meanwhile there is an index.
 """
 
 from array import array

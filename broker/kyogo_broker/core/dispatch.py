@@ -11,8 +11,8 @@ set *aside* for one who can take it, and the queue goes on.
 from bisect import bisect_right
 
 from kyogo_broker.core.consumers import Member
-from kyogo_broker.core.leases import LEASE_MESSAGES_MAX
 from kyogo_broker.core.fences import BLOCK
+from kyogo_broker.core.leases import LEASE_MESSAGES_MAX
 from kyogo_broker.core.limits import ASIDE_MAX, DISPATCH_MESSAGES_MAX
 from kyogo_broker.core.queue import Queue
 from kyogo_broker.core.reading import Reading
@@ -112,7 +112,7 @@ class Dispatch:
 
     def _run(self, member: Member, head: Ready, held: Held, most: int, now: Now) -> Delivery | None:
         """Cut one run off the head; None: its first message does not fit this consumer."""
-        queue, consumer = member.queue, member.consumer
+        queue = member.queue
         first = head.first
         last = min(head.last, held.last, first + most - 1, first + LEASE_MESSAGES_MAX - 1)
         failures = losses = 0

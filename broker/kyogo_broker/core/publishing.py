@@ -38,7 +38,7 @@ class Publishing:
         self._state.emit(PublishDone(command.port, command.tag, self.store(command, now)))
 
     def refusal_of(self, publishes: tuple[Publish, ...], now: Now) -> Refusal | None:
-        """Why the publishes of a settlement cannot be stored, if they cannot. Settling goes on while a broker drains."""
+        """Why the publishes of a settlement cannot be stored, if so. Settling goes on while a broker drains."""
         digests: dict[tuple[str, str, int], int] = {}
         for publish in publishes:
             queue = self._state.names.get(publish.queue)
@@ -47,8 +47,9 @@ class Publishing:
                 continue
             refusal = self._pressure() or self._refusal(publish) if known is None else known.refusal
             request = publish.queue, publish.producer_id, publish.request_id
-            if refusal is None and publish.producer_id and digests.setdefault(request, publish.digest) != publish.digest:
-                refusal = _conflict(publish)
+            if refusal is None and publish.producer_id:
+                same = digests.setdefault(request, publish.digest) == publish.digest
+                refusal = None if same else _conflict(publish)
             if refusal is not None:
                 return refusal
         return None

@@ -25,10 +25,15 @@ class Queues:
         """Make a queue."""
         state, name = self._state, command.queue
         refusal = None
+        before = state.names.get(name)
+        if before is not None and before.settings == command.settings:
+            # The same again is what a deployment does at every start.
+            state.emit(AdminDone(command.port, command.tag))
+            return
         if not valid_queue_name(name) or name.endswith(DLQ_SUFFIX):
             refusal = Refusal(ErrorCode.SETTINGS_INVALID, NAME_RULE)
-        elif name in state.names:
-            text = f"there is a queue '{name}' already; change it with: kyogo queue update {name}"
+        elif before is not None:
+            text = f"there is a queue '{name}' with other settings; change it with: kyogo queue update {name}"
             refusal = Refusal(ErrorCode.QUEUE_EXISTS, text)
         elif len(state.queues) >= state.config.queues_max:
             refusal = too_many_queues(state)

@@ -73,7 +73,7 @@ class Settling:
         for settlement in command.settlements:
             if not self._sane(command.port, settlement.ranges):
                 continue
-            if settlement.publishes:
+            if settlement.publishes or settlement.refusal is not None:
                 results += self._unit(consumer, settlement, now)
                 continue
             for fences in settlement.ranges:
@@ -232,10 +232,11 @@ class Settling:
         if not queue.is_dead_letter_queue:
             hopeless = bool(failure.error_type) and failure.error_type in settings.retry.non_retryable
             if hopeless or (settings.max_attempts and failures >= settings.max_attempts):
+                ports = [] if failure.port is None else [failure.port]
+                reason = "non_retryable" if hopeless else "max_attempts"
                 dying = Dying(
-                    span, [failure.port] if failure.port is not None else [], failure.outcome, "non_retryable" if hopeless else "max_attempts",
-                    failure.error_type, failure.error, failed=True, lost=False,
-                )  # fmt: skip
+                    span, ports, failure.outcome, reason, failure.error_type, failure.error, failed=True, lost=False
+                )
                 return self._letters.write(queue, dying, now)
         delay = self._backoff(queue, failures) if failure.delay_ms is None else failure.delay_ms
         due = now.steady_ms + delay if delay else 0
@@ -261,7 +262,7 @@ class Settling:
             text = f"publishes ride with ACK only, not with {settlement.outcome.name}; publish them on their own"
             refusal = Refusal(ErrorCode.UNSUPPORTED, text)
         else:
-            refusal = self._publishing.refusal_of(settlement.publishes, now)
+            refusal = settlement.refusal or self._publishing.refusal_of(settlement.publishes, now)
         if refusal is not None:
             return [
                 SettleResult(answer.range, SettleStatus.REJECTED, refusal) if piece.lease else answer

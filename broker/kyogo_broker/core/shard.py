@@ -196,6 +196,15 @@ class Shard:
             window_bytes=state.budget.used,
         )
 
+    def queue_stats(self, name: str) -> QueueStats | None:
+        """A frozen picture of one queue; None if there is none of that name."""
+        queue = self._state.names.get(name)
+        return None if queue is None else _queue_stats(queue)
+
+    def in_flight(self) -> int:
+        """Deliveries that are not settled."""
+        return sum(queue.in_flight for queue in self._state.queues.values())
+
     def check_invariants(self) -> None:
         """Of all parts: for tests, after every step."""
         self._state.check_invariants()

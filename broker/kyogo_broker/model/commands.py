@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 
+from kyogo_broker.model.errors import Refusal
 from kyogo_broker.model.message import Batch, DeadLetterInfo, FenceRange
 from kyogo_broker.model.settings import QueueSettings
 
@@ -124,6 +125,8 @@ class Settlement:
     reason: str = ""
     error_type: str = ""
     publishes: tuple[Publish, ...] = ()
+    refusal: Refusal | None = None
+    """Why one of its publishes cannot be accepted, found by the edge: the settlement is rejected whole."""
 
 
 @dataclass(frozen=True, slots=True)

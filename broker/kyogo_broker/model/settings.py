@@ -12,6 +12,8 @@ from kyogo_broker.model.errors import ErrorCode, refuse
 
 QUEUE_NAME = re.compile(r"[A-Za-z0-9._-]{1,116}")
 DLQ_SUFFIX = ".dlq"
+VISIBILITY_MS_MAX = 12 * 3600 * 1000
+"""Longer work extends while it runs."""
 DURATION_MS_MAX = 365 * 24 * 3600 * 1000
 """A year: longer waits are a scheduler's work."""
 MULTIPLIER_MAX = 100.0
@@ -104,7 +106,7 @@ class QueueSettings:
 
     def __post_init__(self) -> None:
         """Refuse what cannot work, naming the field and its bounds."""
-        _within("visibility_timeout_ms", self.visibility_timeout_ms, 100, DURATION_MS_MAX)
+        _within("visibility_timeout_ms", self.visibility_timeout_ms, 100, VISIBILITY_MS_MAX)
         _within("max_attempts", self.max_attempts, 0, 10_000)
         _within("max_losses", self.max_losses, 0, 10_000)
         _within("max_consumers", self.max_consumers, 1, 10_000)

@@ -143,9 +143,9 @@ class Admin:
         return wire.encode_stats(self._figures(), shard, queues)
 
     def _queue(self, name: str) -> QueueStats:
-        for queue in self._engine.shard_stats().queues:
-            if queue.name == name:
-                return queue
+        queue = self._engine.queue_stats(name)
+        if queue is not None:
+            return queue
         raise refuse(ErrorCode.QUEUE_NOT_FOUND, f"there is no queue '{name}': create it with CreateQueue", queue=name)
 
 

@@ -104,15 +104,17 @@ class Books:
             home = next(iter(named)) if named else f"{line['queue']}.dlq"
             letters[home] = letters.get(home, 0) + line["finished"].get("dead_lettered", 0)
         for name, line in last.items():
-            stored, maybe = self._stored(name)
+            stored, maybe = self._stored(name, line["t"])
             extra = letters.get(name, 0)
             self._within(line, "accepted", line["accepted"], stored + extra, stored + maybe + extra)
-            acked, maybe = self._acked(name)
+            acked, maybe = self._acked(name, line["t"])
             self._within(line, "acked", line["finished"].get("acked", 0), acked, acked + maybe)
             purged = [purge.get("count", 0) for purge in self._index.queue(name).purges]
             if all(purge.get("status", "ok") == "ok" for purge in self._index.queue(name).purges):
                 self._within(line, "purged", line["finished"].get("purged", 0), sum(purged), sum(purged))
-            seen = sum(d.session.node == line["node"] and d.queue == name for d in self._index.deliveries)
+            seen = sum(
+                d.session.node == line["node"] and d.queue == name and d.t <= line["t"] for d in self._index.deliveries
+            )
             self._within(line, "delivered", line["delivered"], seen, None)
 
     def _within(self, line: Line, figure: str, value: int, least: int, most: int | None) -> None:
@@ -121,21 +123,23 @@ class Books:
             case = f"{line['queue']}: {figure} {value:,}, by the history {bounds}"
             self._findings.add("I19", "figures disagree with what happened", case)
 
-    def _stored(self, queue: str) -> tuple[int, int]:
+    def _stored(self, queue: str, until: float) -> tuple[int, int]:
         """Messages stored for certain, and those that may have been; each request counts, resends do not."""
         certain = possible = 0
         for (name, _), sources in self._index.sources.items():
-            if name == queue:
-                for source in sources:
+            for source in sources if name == queue else ():
+                if source.tries[0].t <= until:
                     certain += source.stored is True
                     possible += source.stored is None
                     if source.name.startswith("/") and source.stored is not False:
                         possible += len(source.tries) - 1  # without a producer each try may be stored
         return certain, possible
 
-    def _acked(self, queue: str) -> tuple[int, int]:
+    def _acked(self, queue: str, until: float) -> tuple[int, int]:
         certain = possible = 0
         for deliveries in self._index.queue(queue).deliveries.values():
+            if deliveries[0].t > until:
+                continue
             if any(delivery.settled("ACK") for delivery in deliveries):
                 certain += 1
             elif deliveries[-1].maybe("ACK"):

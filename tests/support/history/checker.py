@@ -36,7 +36,9 @@ def _figures(index: Index, stored: Stored, failover: Failover) -> Figures:
     gap, at, during = _longest_gap(index)
     effective = [fault for fault in index.faults.values() if fault.effect is not None]
     kills = Counter("broker" for life in index.lives if life.killed)
-    kills.update(fault.fields.get("of", fault.target) for fault in effective if fault.kind == "kill" and fault.target != "broker")
+    kills.update(
+        fault.fields.get("of", fault.target) for fault in effective if fault.kind == "kill" and fault.target != "broker"
+    )
     return Figures(
         operations=index.operations,
         answered=stored.answered,

@@ -9,7 +9,7 @@ from kyogo.v1 import admin_pb2 as admin
 from kyogo_broker.model.commands import UpdateQueue
 from kyogo_broker.model.effects import AdminDone
 from kyogo_broker.model.settings import QueueSettings
-from kyogo_broker.model.stats import QueueStats, ShardStats
+from kyogo_broker.model.stats import QueueStats
 from kyogo_broker.server.admin import Admin
 from kyogo_broker.server.calls import Calls
 from tests.support.edge import FIGURES, FakeContext, FakeEngine, settle_down
@@ -22,8 +22,8 @@ class OneQueue(FakeEngine):
 
     queue = QUEUE
 
-    def shard_stats(self) -> ShardStats:
-        return ShardStats((self.queue,), (), {}, 0, 0)
+    def queue_stats(self, name: str) -> QueueStats | None:
+        return self.queue if name == self.queue.name else None
 
 
 async def test_two_updates_at_once_do_not_undo_each_other() -> None:

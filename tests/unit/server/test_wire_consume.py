@@ -217,15 +217,14 @@ def test_a_settlement_carries_its_publishes() -> None:
 def test_a_publish_that_cannot_be_stored_rejects_its_settlement() -> None:
     bad = pb.PublishRequest(destination="mails", messages=[pb.Message(key="k")])
     frame = decode(settlements=[ack(fences(1, 2), fences(4, 4), publish=[bad]), ack(fences(3, 3))])
-    [answer] = frame.answers
-    assert isinstance(answer, SettleDone)
-    assert [result.range for result in answer.results] == [FenceRange(1, 2), FenceRange(4, 4)]
-    assert {result.status for result in answer.results} == {SettleStatus.REJECTED}
-    assert answer.results[0].refusal is not None
-    assert answer.results[0].refusal.code is ErrorCode.UNSUPPORTED
     [settle] = frame.commands
     assert isinstance(settle, commands.Settle)
-    assert len(settle.settlements) == 1
+    rejected, good = settle.settlements
+    assert rejected.ranges == (FenceRange(1, 2), FenceRange(4, 4))
+    assert rejected.publishes == ()
+    assert rejected.refusal is not None
+    assert rejected.refusal.code is ErrorCode.UNSUPPORTED
+    assert good.refusal is None
 
 
 def test_settlements_and_their_publishes_are_counted() -> None:
@@ -234,9 +233,9 @@ def test_settlements_and_their_publishes_are_counted() -> None:
     one = pb.PublishRequest(destination="mails", messages=[pb.Message()])
     most = bounds.MAX_PUBLISHES_PER_SETTLEMENT
     assert decode(settlements=[ack(fences(1, 1), publish=[one] * most)]).answers == ()
-    [answer] = decode(settlements=[ack(fences(1, 1), publish=[one] * (most + 1))]).answers
-    assert isinstance(answer, SettleDone)
-    refusal = answer.results[0].refusal
+    [settle] = decode(settlements=[ack(fences(1, 1), publish=[one] * (most + 1))]).commands
+    assert isinstance(settle, commands.Settle)
+    refusal = settle.settlements[0].refusal
     assert refusal is not None
     assert refusal.code is ErrorCode.LIMIT_EXCEEDED
 

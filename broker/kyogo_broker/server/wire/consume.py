@@ -16,11 +16,10 @@ from google.protobuf.message import DecodeError
 from kyogo.v1 import broker_pb2 as pb
 from kyogo_broker.model import commands
 from kyogo_broker.model.commands import Command, Outcome
-from kyogo_broker.model.effects import Effect, PartRefused, SettleDone, SettleResult
+from kyogo_broker.model.effects import Effect, PartRefused
 from kyogo_broker.model.errors import ErrorCode, Refusal, RefusedError, refuse
 from kyogo_broker.model.message import FenceRange
 from kyogo_broker.model.settings import DURATION_MS_MAX, NAME_RULE, valid_queue_name
-from kyogo_broker.model.states import SettleStatus
 from kyogo_broker.server import limits as bounds
 from kyogo_broker.server.limits import Limits
 from kyogo_broker.server.wire.publish import decode_publish
@@ -152,11 +151,12 @@ class _Decoder:
         except RefusedError as error:
             self._refuse(error.refusal, {"part": "settlements", "index": str(index)})
             return None
+        publishes: tuple[commands.Publish, ...] = ()
+        refusal: Refusal | None = None
         try:
             publishes = self._publishes(settlement.publish)
         except RefusedError as error:
-            self._reject(ranges, error.refusal)
-            return None
+            refusal = error.refusal
         return commands.Settlement(
             outcome=outcome,
             ranges=ranges,
@@ -164,11 +164,8 @@ class _Decoder:
             reason=cut(settlement.reason, bounds.MAX_REASON_BYTES),
             error_type=cut(settlement.error_type, bounds.MAX_ERROR_TYPE_BYTES),
             publishes=publishes,
+            refusal=refusal,
         )
-
-    def _reject(self, ranges: Sequence[FenceRange], refusal: Refusal) -> None:
-        results = tuple(SettleResult(fences, SettleStatus.REJECTED, refusal) for fences in ranges)
-        self.answers.append(SettleDone(self.session.port, results))
 
     def _publishes(self, requests: Sequence[pb.PublishRequest]) -> tuple[commands.Publish, ...]:
         if len(requests) > bounds.MAX_PUBLISHES_PER_SETTLEMENT:
