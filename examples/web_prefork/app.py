@@ -49,7 +49,12 @@ def serve(port: int) -> None:
             if (child := os.fork()) == 0:
                 server.serve_forever()
             children.append(child)
-        signal.signal(signal.SIGTERM, lambda *_: [os.kill(child, signal.SIGTERM) for child in children])
+
+        def stop(*_: object) -> None:
+            for child in children:
+                os.kill(child, signal.SIGTERM)
+
+        signal.signal(signal.SIGTERM, stop)
         for child in children:
             os.waitpid(child, 0)
 

@@ -257,7 +257,7 @@ async def test_prefetch_follows_the_handlers_speed(broker: FakeBroker) -> None:
     @app.handle("orders")
     async def handle(body: bytes) -> None:
         if slow.is_set():
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(0.05)
 
     async with serving(app):
         session = await broker.session()

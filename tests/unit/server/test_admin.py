@@ -9,7 +9,7 @@ from kyogo.v1 import admin_pb2 as admin
 from kyogo_broker.model.commands import UpdateQueue
 from kyogo_broker.model.effects import AdminDone
 from kyogo_broker.model.settings import QueueSettings
-from kyogo_broker.model.stats import QueueStats
+from kyogo_broker.model.stats import QueueStats, ShardStats
 from kyogo_broker.server.admin import Admin
 from kyogo_broker.server.calls import Calls
 from tests.support.edge import FIGURES, FakeContext, FakeEngine, settle_down
@@ -21,6 +21,9 @@ class OneQueue(FakeEngine):
     """Has one queue, whose settings change when an update is answered."""
 
     queue = QUEUE
+
+    def shard_stats(self) -> ShardStats:
+        return ShardStats((self.queue,), (), {}, 0, 0)
 
     def queue_stats(self, name: str) -> QueueStats | None:
         return self.queue if name == self.queue.name else None
