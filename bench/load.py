@@ -32,6 +32,7 @@ STAMP: Final = struct.Struct("<q")
 """The first 8 bytes of a body: when it was handed to gRPC, in monotonic nanoseconds; 0: not to be timed."""
 HEARTBEAT_S: Final = 1.0
 PREFETCH_BYTES: Final = 64 << 20
+HOUR_MS: Final = 3_600_000
 STOP_S: Final = 5.0
 """How long the streams may take to end after `detach`."""
 
@@ -60,6 +61,8 @@ class Produce:
     """Requests a second, paced; 0: as fast as the window lets."""
     unary: bool = False
     """Calls `Publish`, one after the other, instead of a stream."""
+    timed: bool = True
+    """Stamps messages that go one a request, and keeps the time of each confirm: for millions, do not."""
     opening: bool = True
     """First publishes one message by `Publish`, before it is ready: consumers can attach only to what exists."""
 
@@ -76,6 +79,9 @@ class Consume:
     """Messages that each stream will hold."""
     started: bool = False
     """Says `started` for what it settles, in the same frame."""
+    straggle_every: int = 0
+    """One message in so many is not acked, by its offset: every other one of these is settled as failed, to come again
+    in an hour, the rest are kept unsettled until the end and are not among `messages`. 0: none."""
 
 
 @dataclass(slots=True)
@@ -155,9 +161,10 @@ class Producer:
     def _request(self, number: int) -> bytes:
         job = self._job
         request = pb.PublishRequest(destination=job.queue, request_id=number + 2)
-        self._sent[number + 2] = time.monotonic()
+        if job.timed:
+            self._sent[number + 2] = time.monotonic()
         if job.batch == 1:
-            request.messages.add(body=STAMP.pack(time.monotonic_ns()) + self._rest)
+            request.messages.add(body=STAMP.pack(time.monotonic_ns() if job.timed else 0) + self._rest)
             return request.SerializeToString()
         count = min(job.batch, job.messages - number * job.batch)
         return request.SerializeToString() + self._plain[: len(self._plain) // job.batch * count]
@@ -177,7 +184,8 @@ class Producer:
         report = self._report
         report.frames += 1
         report.messages += sum(run.count for run in answer.offsets)
-        report.latencies.append(time.monotonic() - self._sent.pop(answer.request_id))
+        if self._job.timed:
+            report.latencies.append(time.monotonic() - self._sent.pop(answer.request_id))
 
 
 async def consume(job: Consume, report: Report, go: Go) -> None:
@@ -201,7 +209,7 @@ async def consume(job: Consume, report: Report, go: Go) -> None:
                 await consumer.detach()
     for consumer in consumers:
         await consumer.close()
-    if sum(report.shares) != job.messages:
+    if sum(report.shares) != job.messages and not job.straggle_every:
         raise LoadError(f"{sum(report.shares)} deliveries of {job.messages} messages")
 
 
@@ -291,8 +299,32 @@ class Consumer:
             pb.FenceRange(first=run.first_fence, last=run.first_fence + len(run.messages) - 1)
             for run in frame.deliveries
         ]
+        if self._job.straggle_every:
+            return self._some(frame)
         settlement = pb.Settlement(outcome=pb.OUTCOME_ACK, ranges=ranges)
         return pb.ConsumeRequest(started=ranges if self._job.started else [], settlements=[settlement])
+
+    def _some(self, frame: pb.ConsumeResponse) -> pb.ConsumeRequest:
+        """ACK all but the stragglers."""
+        every = self._job.straggle_every
+        acks: list[pb.FenceRange] = []
+        fails: list[pb.FenceRange] = []
+        for run in frame.deliveries:
+            begin = run.first_offset
+            end = begin + len(run.messages)
+            to_fence = run.first_fence - begin
+            for straggler in range(begin + -begin % every, end, every):
+                if straggler > begin:
+                    acks.append(pb.FenceRange(first=begin + to_fence, last=straggler - 1 + to_fence))
+                if straggler // every % 2:
+                    fails.append(pb.FenceRange(first=straggler + to_fence, last=straggler + to_fence))
+                begin = straggler + 1
+            if begin < end:
+                acks.append(pb.FenceRange(first=begin + to_fence, last=end - 1 + to_fence))
+        settlements = [pb.Settlement(outcome=pb.OUTCOME_ACK, ranges=acks)]
+        if fails:
+            settlements.append(pb.Settlement(outcome=pb.OUTCOME_RETRY, ranges=fails, delay_ms=HOUR_MS))
+        return pb.ConsumeRequest(settlements=settlements)
 
 
 def say(text: str) -> None:

@@ -4,6 +4,7 @@ Every child is told by the kernel to die with its parent (Linux), and its time i
 in the data directory, the end of which is shown when something fails.
 """
 
+import contextlib
 import ctypes
 import json
 import os
@@ -14,13 +15,16 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.request
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO, Final, Self
+from typing import IO, Any, Final, Self
 
 import psutil
+from prometheus_client.parser import text_string_to_metric_families
 
+from bench.deep.jobs import Churn, Ping, Storm
 from bench.load import Consume, Produce, Report
 from bench.victim import Failover
 
@@ -28,12 +32,24 @@ START_S: Final = 60.0
 """A server that is not ready by then has failed; a restart with a million messages is well below."""
 WORK_S: Final = 1800.0
 """Longest time of one load process: a million requests one by one at 1,000 a second, and some."""
+SCRAPE_S: Final = 30.0
+HOLDS_S: Final = 1.2
+"""The watch writes down what it saw twice a second."""
 STDERR_BYTES: Final = 4000
 ROOT: Final = Path(__file__).resolve().parent.parent
 PR_SET_PDEATHSIG: Final = 1
 
 Progress = Callable[[int], None]
-Job = Produce | Consume | Failover
+Job = Produce | Consume | Failover | Ping | Churn | Storm
+MODULES: Final[dict[type, list[str]]] = {
+    Produce: ["bench.load", "produce"],
+    Consume: ["bench.load", "consume"],
+    Failover: ["bench.failover"],
+    Ping: ["bench.deep.ping"],
+    Churn: ["bench.deep.churn"],
+    Storm: ["bench.deep.storm"],
+}
+"""What runs a job."""
 
 
 class ChildError(Exception):
@@ -61,15 +77,22 @@ def spawn(command: list[str], stderr: IO[bytes], *, piped: bool) -> subprocess.P
 
 
 class Server:
-    """The broker or the probe, on a data directory of its own that goes when it is closed."""
+    """The broker or the probe, on a data directory of its own that goes when it is closed.
 
-    def __init__(self, kind: str) -> None:
+    Args:
+        kind: `broker` or `probe`.
+        watched: a broker whose loop is watched, see `bench/deep/watched.py`.
+    """
+
+    def __init__(self, kind: str, *, watched: bool = False) -> None:
         self.kind = kind
+        self._watched = watched
         self._folder = Path(tempfile.mkdtemp(prefix=f"kyogo-bench-{kind}-"))
         (self._folder / "data").mkdir()
         self._stderr = (self._folder / "stderr").open("w+b")
         self._process: subprocess.Popen[str] | None = None
         self.target = ""
+        self._http = ""
         self.start_s = 0.0
         """How long the last start took."""
 
@@ -95,7 +118,8 @@ class Server:
         if self.kind == "probe":
             command = ["bench.probe", *common]
         else:
-            command = ["kyogo_broker", "serve", "--http", "127.0.0.1:0", *common]
+            broker = ["bench.deep.watched", str(self._holds)] if self._watched else ["kyogo_broker"]
+            command = [*broker, "serve", "--http", "127.0.0.1:0", *common]
         began = time.monotonic()
         self._process = spawn(command, self._stderr, piped=False)
         while not ready.exists() or not ready.stat().st_size:
@@ -103,7 +127,8 @@ class Server:
                 raise ChildError(f"the {self.kind} did not start:\n{tail(self._stderr)}")
             time.sleep(0.002)
         self.start_s = time.monotonic() - began
-        self.target = json.loads(ready.read_text())["listen"]
+        said = json.loads(ready.read_text())
+        self.target, self._http = said["listen"], said.get("http", "")
         return self.start_s
 
     def stop(self, how: signal.Signals) -> float:
@@ -123,6 +148,36 @@ class Server:
         """Processor time of the server and its children so far."""
         return sum(process.cpu_times().user + process.cpu_times().system for process in self._tree())
 
+    def disk_bytes(self) -> int:
+        """What the data directory takes of the disk, files made ready included."""
+        total = 0
+        for path in (self._folder / "data").iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                total += path.stat().st_blocks * 512
+        return total
+
+    def metrics(self) -> dict[str, float]:
+        """The broker's metrics: summed up over their labels, and each on its own as `name{value,value}`."""
+        with urllib.request.urlopen(f"http://{self._http}/metrics", timeout=SCRAPE_S) as answer:
+            text = answer.read().decode()
+        found: dict[str, float] = {}
+        for family in text_string_to_metric_families(text):
+            for sample in family.samples:
+                found[sample.name] = found.get(sample.name, 0.0) + sample.value
+                if sample.labels:
+                    found[f"{sample.name}{{{','.join(sample.labels.values())}}}"] = sample.value
+        return found
+
+    def holds(self, since: float = 0.0) -> list[dict[str, Any]]:
+        """What held the loop since an instant of the monotonic clock, as its watch saw it; the longest first."""
+        time.sleep(HOLDS_S)
+        found: list[dict[str, Any]] = json.loads(self._holds.read_text())
+        return sorted((hold for hold in found if hold["at"] >= since), key=lambda hold: -hold["cpu_ms"])
+
+    @property
+    def _holds(self) -> Path:
+        return self._folder / "holds.json"
+
     def _tree(self) -> list[psutil.Process]:
         if self._process is None or self._process.poll() is not None:
             raise ChildError(f"the {self.kind} is gone:\n{tail(self._stderr)}")
@@ -134,13 +189,8 @@ class Load:
     """One load process; ready when made."""
 
     def __init__(self, job: Job) -> None:
-        module, role = {
-            Produce: ("bench.load", ["produce"]),
-            Consume: ("bench.load", ["consume"]),
-            Failover: ("bench.failover", []),
-        }[type(job)]
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
-        self._process = spawn([module, *role, json.dumps(asdict(job))], self._stderr, piped=True)
+        self._process = spawn([*MODULES[type(job)], json.dumps(asdict(job))], self._stderr, piped=True)
         self._timer = threading.Timer(WORK_S, self._process.kill)
         self._timer.daemon = True
         self._timer.start()
@@ -165,7 +215,12 @@ class Load:
         self._process.stdin.write("go\n")
         self._process.stdin.flush()
 
-    def result(self, progress: Progress) -> Report:
+    def stop(self) -> None:
+        """Tell a load that goes on until it is told to end."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+
+    def result(self, progress: Progress = lambda _: None) -> Report:
         """What it reports at the end; `progress` is told how far it is."""
         while (line := self._line())[0] != "{":
             progress(int(line))

@@ -106,6 +106,11 @@ class Bench:
         finally:
             self._progress.remove_task(task)
 
+    def say(self, text: str) -> None:
+        """Something for people, above the progress."""
+        if text:
+            self._progress.console.print(text, highlight=False, markup=False)
+
     def interleave(self, row: str, run: Run, rounds: int) -> Samples:
         """Run each side in turn, on servers that are fresh and the row's own."""
         samples: Samples = defaultdict(lambda: defaultdict(list))

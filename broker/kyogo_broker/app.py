@@ -208,6 +208,8 @@ class App:
             streams=edge.streams,
             calls=edge.calls,
             refused=edge.refused,
+            tasks=len(asyncio.all_tasks()),
+            threads=self._process.threads(),
         )
 
     def _figures(self) -> BrokerFigures:

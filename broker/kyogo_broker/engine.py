@@ -20,7 +20,7 @@ from kyogo_broker.journal.codec import encode
 from kyogo_broker.journal.loading import load
 from kyogo_broker.model.commands import Command, Loaded, SetPressure, Tick
 from kyogo_broker.model.effects import Effect, Load, Notice
-from kyogo_broker.model.errors import BrokerStopError
+from kyogo_broker.model.errors import BrokerStopError, Refusal
 from kyogo_broker.model.facts import Fact, Moved
 from kyogo_broker.model.now import Now
 from kyogo_broker.model.stats import COMMIT_BOUNDS_SECONDS, EngineStats, Histogram, QueueStats, ShardStats
@@ -99,7 +99,7 @@ class Engine:
         self._stopping = False
         self._stopped = asyncio.Event()
         self._running = False
-        self._turns = self._commits = self._commit_bytes = 0
+        self._turns = self._commits = self._commit_bytes = self._copied_bytes = 0
         self._commit_counts = [0] * (len(COMMIT_BOUNDS_SECONDS) + 1)
         self._commit_seconds = 0.0
         self._lag_ms = self._stalled_ms = self._stall_ms = 0
@@ -175,8 +175,8 @@ class Engine:
         """Queues and consumers as of the last turn."""
         return self._shard.stats()
 
-    def queue_stats(self, name: str) -> QueueStats | None:
-        """One queue as of the last turn; None if there is none of that name."""
+    def queue_stats(self, name: str) -> QueueStats | Refusal:
+        """One queue as of the last turn; the refusal if there is none of that name."""
         return self._shard.queue_stats(name)
 
     def in_flight(self) -> int:
@@ -189,6 +189,7 @@ class Engine:
             turns=self._turns, commits=self._commits, commit_bytes=self._commit_bytes,
             commit_seconds=Histogram(counts=tuple(self._commit_counts), sum=self._commit_seconds),
             inbox=len(self._inbox), lag_seconds=self._lag_ms / 1000, stalled_seconds=self._stalled_ms / 1000,
+            copied_bytes=self._copied_bytes,
         )  # fmt: skip
 
     async def _sleep(self) -> None:
@@ -273,6 +274,7 @@ class Engine:
         self._pending = []
         parts = encode(pending)
         size = sum(map(len, parts))
+        self._copied_bytes += sum(len(fact.batch.wire) for fact in pending if type(fact) is Moved)
         began = self._clock.seconds()
         future = self._journal.append(self._journal.sequence, parts)
         if future.done():

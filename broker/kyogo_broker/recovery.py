@@ -10,6 +10,7 @@ from kyogo_broker.core.shard import Shard
 from kyogo_broker.journal.base import Journal, Section
 from kyogo_broker.journal.codec import decode, encode
 from kyogo_broker.journal.columns import decode_section, encode_section
+from kyogo_broker.model.errors import NewerDataError
 from kyogo_broker.model.settings import QueueSettings
 
 SHARD_SECTION = 0
@@ -44,9 +45,12 @@ def recover(journal: Journal, config: ShardConfig, *, seed: int, clock: Clock) -
     shard = Shard(config, seed=seed, stretch=journal.stretch)
     after = restore(shard, recovered.sections)
     records = 0
-    for record in journal.replay(after):
-        shard.replay(record.sequence, record.position, decode(record.payload))
-        records += 1
+    try:
+        for record in journal.replay(after):
+            shard.replay(record.sequence, record.position, decode(record.payload))
+            records += 1
+    except NewerDataError as error:
+        raise error.by(recovered.written_by) from None
     now = clock.now()
     shard.begin(position=journal.position, now=now)
     step = shard.open(recovered.epoch, now)

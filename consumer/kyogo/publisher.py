@@ -318,8 +318,8 @@ class Publisher:
         except asyncio.CancelledError:
             if self._gave_up is None:  # we are cancelled ourselves; the call says so in both cases
                 raise
-            error, self._gave_up = self._gave_up, None
-            return error
+            given_up, self._gave_up = self._gave_up, None
+            return given_up
         finally:
             self._call = None
             await channel.close()

@@ -117,6 +117,11 @@ class Place:
         return f"{self.name}.{self._number}"
 
     @property
+    def counts_start(self) -> bool:
+        """Whether it says what has begun."""
+        return self.kind in {"consumer", "sdk_worker"} and "--level-1" not in self._command("", "")
+
+    @property
     def running(self) -> bool:
         """Whether somebody stands there."""
         return self.process is not None and self.process.running

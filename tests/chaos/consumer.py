@@ -31,7 +31,7 @@ ATTACH_SECONDS = 4.0
 SILENCE_SECONDS = 3.0
 """Without a frame, though every heartbeat is answered: the stream is given up."""
 BACKOFF_SECONDS = 0.6
-DETACH_AFTER_SECONDS = (6.0, 25.0)
+DETACH_AFTER_SECONDS = (3.0, 15.0)
 LEAVE_SECONDS = 5.0
 LOOK_SECONDS = 0.1
 REPEAT_SHARE = 0.05

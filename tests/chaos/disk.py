@@ -13,6 +13,8 @@ SIZE_BYTES = 512 * MEGABYTE
 """The active segment, two in reserve, checkpoints, and room for what is not freed yet."""
 MIN_FREE_BYTES = 48 * MEGABYTE
 """The broker's `min_free` in a run."""
+PIECE_BYTES = 8 * MEGABYTE
+PIECE_BYTES_MIN = 4096
 NAMESPACE = "KYOGO_CHAOS_NAMESPACE"
 """Set where this process has a mount namespace of its own."""
 
@@ -50,13 +52,16 @@ class Disk:
         space = os.statvfs(self.path)
         return space.f_bavail * space.f_frsize
 
-    def fill(self, *, leave: int) -> int:
-        """Take away all but `leave` bytes; how many that were."""
-        taken = self.free - leave
-        if taken > 0:
-            with self._ballast.open("ab") as file:
-                os.posix_fallocate(file.fileno(), file.tell(), taken)
-        return max(0, taken)
+    def fill(self, *, leave: int) -> None:
+        """Take away all but `leave` bytes; the broker may be taking some at the same time."""
+        piece = PIECE_BYTES
+        with self._ballast.open("ab") as file:
+            while piece >= PIECE_BYTES_MIN and self.free > leave:
+                try:
+                    size = min(piece, self.free - leave)
+                    os.posix_fallocate(file.fileno(), os.fstat(file.fileno()).st_size, max(1, size))
+                except OSError:
+                    piece //= 2
 
     def clear(self) -> None:
         """Give back what `fill` took."""

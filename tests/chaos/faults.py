@@ -11,7 +11,7 @@ from itertools import count
 from tests.chaos.cast import Cast, Child, Place, stand_still
 from tests.chaos.disk import MEGABYTE, MIN_FREE_BYTES, Disk
 from tests.chaos.probe import Probe
-from tests.chaos.workload import HEARTBEAT_MS, IMAGES
+from tests.chaos.workload import HEARTBEAT_MS, IMAGES, ORDERS
 from tests.support.history import Recorder
 from tests.support.processes import START_SECONDS, Process, until
 
@@ -20,6 +20,7 @@ FAILED_SECONDS = 10 * HEARTBEAT_MS / 1000
 FAILOVER_BOUND_MS = 3_000
 """For what a killed consumer held, on a machine that does other things as well, with nothing else going wrong."""
 RECOVER_SECONDS = 15.0
+SILENCES_MAX = 3
 DISK_SECONDS = 1.5
 BACKLOG_ROOM_BYTES = 96 * MEGABYTE
 BACKLOG_BODY = b"b" * (900 << 10)
@@ -219,25 +220,27 @@ class Faults:
         await self._silence("failed", FAILED_SECONDS * 1.15)
 
     async def _silence(self, state: str, seconds: float) -> None:
-        """With work begun in its hands, so that there is something to lose."""
+        """With work begun in its hands, so that there is something to lose; more than once, if there was not."""
         async with self._alone, self._probe() as probe:
-            place = await self._stop_at_work(probe)
-            assert place.process is not None
-            async with self._fault("pause", place.process_name, state) as fault:
-                try:
+            for _ in range(SILENCES_MAX):
+                before = await probe.redelivered(state)
+                place = await self._stop_at_work(probe)
+                assert place.process is not None
+                async with self._fault("pause", place.process_name, state) as fault:
                     await asyncio.sleep(seconds)
                     said = [c.state for c in await probe.consumers() if c.client_name == place.process_name]
-                finally:
                     place.process.send(signal.SIGCONT)
-                if not said or said[0] in {"suspect", "failed"}:
-                    fault.effect(said[0] if said else "its stream was ended")
+                    if not said or said[0] in {"suspect", "failed"}:
+                        fault.effect(said[0] if said else "its stream was ended")
+                if await probe.redelivered(state) > before:
+                    return
 
     async def _stop_at_work(self, probe: Probe) -> Place:
         """A consumer that stands still from now on, with handlers running."""
-        places = [place for place in self._cast.consumers if place.kind in {"consumer", "sdk_worker"}]
+        places = [place for place in self._cast.consumers if place.counts_start]
         end = asyncio.get_running_loop().time() + RECOVER_SECONDS
         while asyncio.get_running_loop().time() < end:
-            await probe.publish(IMAGES, do="slow", count=8)
+            await probe.publish(ORDERS, do="slow", count=8)
             place = self._chance.choice(places)
             if place.process is None or not await stand_still(place.process):
                 continue

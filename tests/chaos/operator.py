@@ -14,19 +14,24 @@ PAUSE_SECONDS = (0.5, 2.0)
 
 
 class Operator:
-    """One thing after another, until cancelled."""
+    """One thing after another, until told to stop; what was begun is finished."""
 
     def __init__(self, address: str, recorder: Recorder, chance: random.Random) -> None:
         self._address = address
         self._recorder = recorder
         self._chance = chance
         self._made = 0
+        self._stop = asyncio.Event()
+
+    def stop(self) -> None:
+        """Begin nothing more."""
+        self._stop.set()
 
     async def run(self) -> None:
-        """Until cancelled; a broker that is away is tried again later."""
+        """A broker that is away is tried again later."""
         actions = [self._policy, self._pause, self._purge, self._temporary]
         number = 0
-        while True:
+        while not self._stop.is_set():
             await asyncio.sleep(self._chance.uniform(*PAUSE_SECONDS))
             number += 1
             try:

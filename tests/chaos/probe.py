@@ -89,6 +89,10 @@ class Probe:
         """Messages acked since the beginning, over all queues."""
         return sum(queue.finished.get("acked", 0) for queue in (await self._admin.stats()).queues)
 
+    async def redelivered(self, reason: str) -> int:
+        """Messages redelivered for this reason since the broker started, over all queues."""
+        return sum(queue.redelivered.get(reason, 0) for queue in (await self._admin.stats()).queues)
+
     async def waiting(self) -> int:
         """Messages that are not finished, over all queues but those of letters."""
         queues = (await self._admin.stats()).queues

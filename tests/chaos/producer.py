@@ -66,7 +66,7 @@ class Producer:
         self._part = part
         self._mode: str = part.options.mode
         self._seconds = BATCH_MAX / 2 / part.options.rate
-        self._workload = Workload(part.name, part.chance, poison=part.options.poison)
+        self._workload = Workload(part.name, part.chance, poisons=part.options.poison, poison=part.options.poison)
         self._producer = "" if self._mode == "bare" else str(uuid.uuid4())
         self._last_id = 0
         self._open: dict[int, Request] = {}
@@ -252,6 +252,7 @@ def _reason(error: grpc.aio.AioRpcError) -> str | None:
 
 async def run(part: Part) -> int:
     """Its part."""
+    part.options.poison &= part.name.endswith(".1")  # not again for each one that takes a killed one's place
     return await Producer(part).run()
 
 

@@ -105,12 +105,13 @@ class Proxy:
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, direction: str) -> None:
         gate = self._gates[direction]
-        with suppress(OSError):
+        try:
             while chunk := await reader.read(CHUNK_BYTES):
                 if not gate.is_set():
                     self.stalled_bytes += len(chunk)
                     await gate.wait()
                 writer.write(chunk)
                 await writer.drain()
-            with suppress(RuntimeError):
-                writer.write_eof()
+            writer.write_eof()
+        except (OSError, RuntimeError):
+            writer.transport.abort()  # a reset on one side is one on the other

@@ -32,7 +32,7 @@ FINISH_SECONDS = 60.0
 DRAIN_SECONDS = 120.0
 LEAVE_SECONDS = 30.0
 OPERATIONS = (
-    "publish again", "published ok", "published refused", "published unknown", "published duplicate", "attached",
+    "publish again", "published ok", "published refused", "published unknown", "published again ok", "attached",
     "started", "prefetch", "revoked LOST", "extended OK", "extended STALE", "ended detached", "ended lost", "detach",
     "settle ACK OK", "settle RETRY OK", "settle RELEASE OK", "settle DEAD_LETTER OK", "settle ACK STALE",
     "settle with publish OK", "deliver UNSPECIFIED", "deliver RETRY", "deliver RELEASE", "deliver VISIBILITY_TIMEOUT",
@@ -131,10 +131,9 @@ class Run:
                     chosen = {name: do for name, do in kinds.items() if not only or name in only}
                     group.create_task(self._do(chosen, end, random.Random(f"{self._settings.seed}-{len(kinds)}")))
         finally:
-            for task in (watching, operating):
-                task.cancel()
+            watching.cancel()
+            operator.stop()
             await asyncio.gather(watching, operating, return_exceptions=True)
-        await operator.unpause()
 
     async def _do(self, kinds: Mapping[str, Callable[[], Awaitable[None]]], end: float, chance: random.Random) -> None:
         """Every kind once, in an order of the seed's; then any, until the time is over."""

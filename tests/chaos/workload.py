@@ -23,11 +23,11 @@ ORDERS, IMAGES, MAILS, SCRAP = "orders", "images", "mails", "scrap"
 HEARTBEAT_MS = 400
 """Suspect after 1.2 s, failed after 4 s: so that a short run sees both."""
 QUEUES: Mapping[str, QueueSettings] = {
-    ORDERS: QueueSettings(visibility_timeout_ms=2_000, max_attempts=4, retry=RetryPolicy(initial_ms=20, max_ms=200)),
+    ORDERS: QueueSettings(visibility_timeout_ms=6_000, max_attempts=4, retry=RetryPolicy(initial_ms=20, max_ms=200)),
     IMAGES: QueueSettings(
         visibility_timeout_ms=1_500, max_attempts=3, max_losses=3, retry=RetryPolicy(initial_ms=10, max_ms=100)
     ),
-    MAILS: QueueSettings(visibility_timeout_ms=3_000, max_attempts=5, retry=RetryPolicy(initial_ms=20, max_ms=100)),
+    MAILS: QueueSettings(visibility_timeout_ms=8_000, max_attempts=5, retry=RetryPolicy(initial_ms=20, max_ms=100)),
     SCRAP: QueueSettings(visibility_timeout_ms=2_000, max_attempts=2, dead_letter_queue=""),
 }
 LETTERS = tuple(f"{queue}.dlq" for queue in (ORDERS, IMAGES, MAILS))
@@ -35,6 +35,8 @@ SHARES: Mapping[str, int] = {
     "ok": 700, "slow": 40, "retry": 60, "later": 20, "exhaust": 12, "dead": 15, "release": 40, "expire": 6,
     "extend": 20, "publish": 70,
 }  # fmt: skip
+EXPIRING = IMAGES
+"""The only queue in which messages are held too long: in the others failing comes before the visibility timeout."""
 POISON_EVERY = 3_000
 """Messages of one producer between two that kill; each takes three consumers with it."""
 POISON_FIRST = 150
@@ -50,7 +52,10 @@ class Workload:
 
     process: str
     chance: random.Random
+    poisons: bool = False
+    """Whether it makes messages that kill."""
     poison: bool = False
+    """The next one does."""
     made: int = 0
     _dos: list[str] = field(default_factory=lambda: list(SHARES))
     _shares: list[int] = field(default_factory=lambda: list(SHARES.values()))
@@ -63,10 +68,12 @@ class Workload:
         """The next one."""
         self.made += 1
         do = self.chance.choices(self._dos, self._shares)[0]
+        if do == "expire" and queue != EXPIRING:
+            do = "slow"
         if self.poison and queue == IMAGES and self.made >= POISON_FIRST:
             do, self.poison = "poison", False
         if self.made % POISON_EVERY == 0:
-            self.poison = True
+            self.poison = self.poisons
         large = queue == IMAGES and self.chance.random() < LARGE_SHARE
         size = self.chance.randint(*(LARGE_BYTES if large else SMALL_BYTES))
         uid = f"{self.process}.{self.made}"

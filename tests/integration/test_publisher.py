@@ -269,11 +269,18 @@ async def test_a_caller_that_gives_up_takes_nothing_with_it(broker: FakeBroker) 
 # --- the end ---
 
 
-async def test_close_waits_for_confirms(broker: FakeBroker) -> None:
+async def test_close_waits_for_confirms(broker: FakeBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kyogo.publisher._END_TIMEOUT", 0.01)
+    broker.on_publish = lambda request: None
     publisher = Publisher(broker.url)
     waiting = [asyncio.create_task(publisher.publish("orders", f"{n}")) for n in range(10)]
-    await eventually(lambda: publisher._outbox.messages == 10)
-    await publisher.close()
+    await eventually(lambda: broker.requests)
+    closing = asyncio.create_task(publisher.close())
+    done, _ = await asyncio.wait({closing}, timeout=0.1)
+    assert not done
+    broker.on_publish = broker.store
+    broker.ends[0].set()
+    await asyncio.wait_for(closing, 10)
     await publisher.close()
     assert [await task for task in waiting] == list(range(1, 11))
     with pytest.raises(ClosedError):

@@ -220,18 +220,28 @@ class SimReader(Executor):
     def __init__(self, threads: Threads) -> None:
         self._threads = threads
         self._free_at = 0
+        self._waiting: deque[tuple[Future[Any], Callable[..., Any], tuple[Any, ...]]] = deque()
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **_: Any) -> Future[T]:
         future: Future[T] = Future()
         world = self._threads.world
         delay = world.between(50, 2_000) if world.chance(0.9) else world.between(20_000, 400_000)
         self._free_at = max(self._free_at, world.now) + delay
-        world.at(self._free_at, self._threads.process, _complete, future, fn, args)
+        self._waiting.append((future, fn, args))
+        world.at(self._free_at, self._threads.process, self._next)
         self._threads.cover["load"] += 1
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT002 - the base's own
-        pass
+        if wait and self._waiting:
+            self._next()
+        if cancel_futures:
+            while self._waiting:
+                self._waiting.popleft()[0].cancel()
+
+    def _next(self) -> None:
+        if self._waiting:
+            _complete(*self._waiting.popleft())
 
 
 def _complete(future: Future[T], call: Callable[..., T], arguments: tuple[Any, ...]) -> None:

@@ -5,7 +5,7 @@ timeouts and extensions end in other digits.
 """
 
 from collections import Counter
-from typing import Any
+from typing import Any, NamedTuple
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
@@ -72,8 +72,25 @@ SETTINGS = (
 )  # fmt: skip
 SMALL_FRAME = FRAME_HEAD_BYTES + 60
 
+
+
+class Kind(NamedTuple):
+    """What kind of consumer it is."""
+
+    capabilities: tuple[str, ...] = ("started",)
+    messages: int = 5
+    octets: int = 4 << 20
+    frame: int = 4 << 20
+    most: int | None = None
+
+
+kinds = st.builds(
+    Kind, st.sampled_from((("started",), ("started",), (), ("drain",))), st.sampled_from((5, 16, 1, 2, 0)),
+    st.sampled_from((4 << 20, 100, 50, 1_000)), st.sampled_from((4 << 20, 4 << 20, SMALL_FRAME)),
+    st.sampled_from((None, None, 1, 3)),
+)  # fmt: skip
 names = st.sampled_from(NAMES)
-any_name = st.sampled_from(NAMES * 3 + OTHERS)
+any_name = st.sampled_from(NAMES * 5 + OTHERS)
 which_settings = st.integers(0, len(SETTINGS) - 1)
 sizes = st.lists(st.sampled_from((20, 20, 20, 40, 90, 400)), min_size=1, max_size=6)
 picks = st.lists(st.integers(0, 50), min_size=1, max_size=4)
@@ -171,9 +188,15 @@ class ShardMachine(RuleBasedStateMachine):
             case StreamEnded():
                 model.stream_end(command.port, now)
             case CreateQueue():
-                queue = model.queues.setdefault(command.queue, Queue(command.queue, command.settings))
-                same = queue.settings == command.settings
-                self.expected["admin"] = (None if same else ErrorCode.QUEUE_EXISTS, 0)
+                queue = model.queues.get(command.queue)
+                if queue is not None:
+                    same = queue.settings == command.settings
+                    self.expected["admin"] = (None if same else ErrorCode.QUEUE_EXISTS, 0)
+                elif command.settings.dead_letter_queue == command.queue:
+                    self.expected["admin"] = (ErrorCode.SETTINGS_INVALID, 0)
+                else:
+                    model.queues[command.queue] = Queue(command.queue, command.settings)
+                    self.expected["admin"] = (None, 0)
             case UpdateQueue() | PauseQueue() | PurgeQueue() | DeleteQueue():
                 self.admin(command)
             case _:
@@ -187,8 +210,11 @@ class ShardMachine(RuleBasedStateMachine):
             return
         count = 0
         match command:
-            case UpdateQueue():
-                queue.settings = command.settings
+            case UpdateQueue(settings=settings):
+                if settings.dead_letter_queue == command.queue:
+                    self.expected["admin"] = (ErrorCode.SETTINGS_INVALID, 0)
+                    return
+                queue.settings = settings
             case PauseQueue():
                 queue.paused = command.paused
             case PurgeQueue():
@@ -318,14 +344,12 @@ class ShardMachine(RuleBasedStateMachine):
 
     # Rules.
 
-    @initialize(first=which_settings, second=which_settings)
-    def begin(self, first: int, second: int) -> None:
-        """Most histories have queues."""
+    @initialize(first=which_settings, second=which_settings, one=kinds, other=kinds)
+    def begin(self, first: int, second: int, one: "Kind", other: "Kind") -> None:
+        """Most histories have queues and consumers."""
         self.turn(CreateQueue(0, 0, "a", SETTINGS[first]), CreateQueue(0, 0, "b", SETTINGS[second]))
-
-    @rule(name=names, chosen=which_settings, end=ends_turn)
-    def create(self, name: str, chosen: int, end: bool) -> None:
-        self.turn(CreateQueue(0, 0, name, SETTINGS[chosen]), end=end)
+        for kind in (one, other):
+            self.attach(kind, ("a", "b"), "", shows=False, end=True)
 
     @rule(name=any_name, lengths=sizes, end=ends_turn)
     def publish(self, name: str, lengths: list[int], end: bool) -> None:
@@ -339,23 +363,16 @@ class ShardMachine(RuleBasedStateMachine):
     def publish_as(self, name: str, producer: str, request: int, digest: int) -> None:
         self.turn(Publish(0, 0, name, self.batch([30] * digest), producer, request, digest))
 
-    @rule(
-        first=any_name, second=names, both=st.booleans(), starts=st.sampled_from(((), ("started",), ("drain",))),
-        messages=st.sampled_from((0, 1, 2, 5, 16)), octets=st.sampled_from((50, 100, 1_000, 4 << 20)),
-        frame=st.sampled_from((SMALL_FRAME, 4 << 20, 4 << 20)), most=st.sampled_from((None, None, 1, 3)),
-        name=st.sampled_from(("", "", "", "ann", "bob")), shows=st.booleans(), end=ends_turn,
-    )  # fmt: skip
-    def attach(
-        self, first: str, second: str, both: bool, starts: tuple[str, ...], messages: int, octets: int, frame: int,
-        most: int | None, name: str, shows: bool, end: bool,
-    ) -> None:  # fmt: skip
+    @rule(kind=kinds, queues=st.sampled_from((("a",), ("b",), ("b", "a"), ("a.dlq", "b"), ("grave",), ("a", "b.dlq"))),
+          name=st.sampled_from(("", "", "", "ann", "bob")), shows=st.booleans(), end=ends_turn)  # fmt: skip
+    def attach(self, kind: "Kind", queues: tuple[str, ...], name: str, shows: bool, end: bool) -> None:
         port = self.driver.port()
-        wanted = [first, second] if both and first != second else [first]
         before = [c for c in self.model.consumers.values() if c.attach.consumer_id == name]
         attach = Attach(
             port, 1_000 + port, f"token-{port}", name or f"consumer-{port}",
-            tuple(Subscription(queue, max_unsettled=most) for queue in wanted), capabilities=frozenset(starts),
-            prefetch_messages=messages, prefetch_bytes=octets, max_frame_bytes=frame, heartbeat_interval_ms=INTERVAL_MS,
+            tuple(Subscription(queue, max_unsettled=kind.most) for queue in queues),
+            capabilities=frozenset(kind.capabilities), prefetch_messages=kind.messages, prefetch_bytes=kind.octets,
+            max_frame_bytes=kind.frame, heartbeat_interval_ms=INTERVAL_MS,
             resumed_token=before[0].attach.session_token if before and shows else "",
         )  # fmt: skip
         self.turn(attach, end=end)
@@ -390,6 +407,17 @@ class ShardMachine(RuleBasedStateMachine):
         held = [lease.fence for lease in self.model.leases.values() if lease.consumer is self.model.consumers[port]]
         settlement = Settlement(outcome, fences(*held[-30:]))
         self.turn(Settle(port, (settlement,) if held else ()), end=end)
+
+    @rule(outcome=outcomes, begin=st.booleans(), end=ends_turn)
+    def work(self, outcome: Outcome, begin: bool, end: bool) -> None:
+        """Everybody settles the first half of what it holds."""
+        commands: list[Command] = []
+        for port, consumer in self.model.consumers.items():
+            held = [lease.fence for lease in self.model.held(consumer)]
+            half = fences(*held[: (len(held) + 1) // 2])
+            if half:
+                commands += [Started(port, half)] * begin + [Settle(port, (Settlement(outcome, half, None, "why", "E"),))]
+        self.turn(*commands, end=end)
 
     @precondition(lambda self: self.model.consumers)
     @rule(which=st.integers(0, 9), picked=picks, outcome=st.sampled_from((Outcome.ACK,) * 4 + (Outcome.RETRY,)),
@@ -451,22 +479,20 @@ class ShardMachine(RuleBasedStateMachine):
         self.driver.stall(milliseconds)
         self.turn()
 
-    @rule(name=names, paused=st.booleans())
-    def pause(self, name: str, paused: bool) -> None:
-        self.turn(PauseQueue(0, 0, name, paused))
-
-    @rule(name=any_name, end=ends_turn)
-    def purge(self, name: str, end: bool) -> None:
-        self.turn(PurgeQueue(0, 0, name), end=end)
-
-    @rule(name=any_name, sure=st.integers(0, 3), end=ends_turn)
-    def delete(self, name: str, sure: int, end: bool) -> None:
-        if not sure:
-            self.turn(DeleteQueue(0, 0, name), end=end)
-
-    @rule(name=names, chosen=which_settings)
-    def update(self, name: str, chosen: int) -> None:
-        self.turn(UpdateQueue(0, 0, name, SETTINGS[chosen]))
+    @rule(what=st.sampled_from(("create", "update", "pause", "unpause", "unpause", "purge", "delete")), name=any_name,
+          chosen=which_settings, end=ends_turn)  # fmt: skip
+    def operate(self, what: str, name: str, chosen: int, end: bool) -> None:
+        """What operators do."""
+        settings = SETTINGS[chosen]
+        commands: dict[str, Command] = {
+            "create": CreateQueue(0, 0, name if name in NAMES else "grave", settings),
+            "update": UpdateQueue(0, 0, name, settings),
+            "pause": PauseQueue(0, 0, name, paused=True),
+            "unpause": PauseQueue(0, 0, name, paused=False),
+            "purge": PurgeQueue(0, 0, name),
+            "delete": DeleteQueue(0, 0, name),
+        }
+        self.turn(commands[what], end=end)
 
     @precondition(lambda self: self.driver.loads)
     @rule(which=st.integers(0, 9), group=st.integers(1, 6), end=ends_turn)

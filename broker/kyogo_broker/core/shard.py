@@ -17,7 +17,7 @@ from kyogo_broker.core.fences import BLOCK
 from kyogo_broker.core.leases import Lease
 from kyogo_broker.core.letters import Letters
 from kyogo_broker.core.limits import CAPABILITIES, ShardConfig
-from kyogo_broker.core.publishing import Publishing
+from kyogo_broker.core.publishing import Publishing, queue_not_found
 from kyogo_broker.core.queue import Queue
 from kyogo_broker.core.queues import Queues
 from kyogo_broker.core.reading import Reading
@@ -49,6 +49,7 @@ from kyogo_broker.model.commands import (
     UpdateQueue,
 )  # fmt: skip
 from kyogo_broker.model.effects import Notice
+from kyogo_broker.model.errors import Refusal
 from kyogo_broker.model.facts import Fact, FencesReserved, Opened, ProducersForgotten
 from kyogo_broker.model.now import Now
 from kyogo_broker.model.settings import QueueSettings
@@ -116,6 +117,7 @@ class Shard:
         """
         state = self._state
         state.position = position
+        state.unix_ms = now.unix_ms
         state.steady_ms = now.steady_ms
         state.stalled_ms += stalled_ms
         state.patience_ms = now.steady_ms - state.stalled_ms
@@ -189,17 +191,17 @@ class Shard:
         """A frozen picture of queues and consumers."""
         state = self._state
         return ShardStats(
-            queues=tuple(_queue_stats(queue) for queue in state.queues.values()),
+            queues=tuple(_queue_stats(queue, state.unix_ms) for queue in state.queues.values()),
             consumers=tuple(_consumer_stats(c, state.patience_ms) for c in state.consumers.values()),
             failovers=dict(state.failovers),
             producers=sum(len(queue.producers) for queue in state.queues.values()),
             window_bytes=state.budget.used,
         )
 
-    def queue_stats(self, name: str) -> QueueStats | None:
-        """A frozen picture of one queue; None if there is none of that name."""
+    def queue_stats(self, name: str) -> QueueStats | Refusal:
+        """A frozen picture of one queue; the refusal if there is none of that name."""
         queue = self._state.names.get(name)
-        return None if queue is None else _queue_stats(queue)
+        return queue_not_found(self._state, name) if queue is None else _queue_stats(queue, self._state.unix_ms)
 
     def in_flight(self) -> int:
         """Deliveries that are not settled."""
@@ -269,8 +271,9 @@ class Shard:
                 self._state.record(ProducersForgotten(queue.id, idle))
 
 
-def _queue_stats(queue: Queue) -> QueueStats:
+def _queue_stats(queue: Queue, unix_ms: int) -> QueueStats:
     head = queue.ready.head()
+    held = queue.window.find(head.first) if head is not None else None
     return QueueStats(
         queue_id=queue.id, name=queue.name, settings=queue.settings, paused=queue.paused,
         created_unix_ms=queue.created_unix_ms, next_offset=queue.next_offset, ready=queue.ready_count,
@@ -278,6 +281,7 @@ def _queue_stats(queue: Queue) -> QueueStats:
         accepted=queue.accepted, delivered=queue.counters.delivered, settled=dict(queue.counters.settled),
         redelivered=dict(queue.counters.redelivered), consumers=len(queue.members),
         oldest_ready_offset=head.first if head is not None else 0,
+        oldest_ready_age_ms=max(0, unix_ms - held.published_unix_ms) if held is not None else None,
     )  # fmt: skip
 
 

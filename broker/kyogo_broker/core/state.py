@@ -77,6 +77,8 @@ class State:
         self.patience_ms = 0
         """The steady clock without the time in which this broker itself stood still."""
         self.stalled_ms = 0
+        self.unix_ms = 0
+        """When this turn began."""
         self.disk_low = False
         self.memory_high = False
         self.draining = False

@@ -45,6 +45,8 @@ class Recovered:
     """Nothing was there before."""
     notes: tuple[str, ...] = ()
     """What was found and put right, for the operator: a torn record cut off, an older checkpoint used."""
+    written_by: str = ""
+    """The newest Kyogo that opened it before; empty: nobody said."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from kyogo_broker.journal.base import Section
 from kyogo_broker.journal.directory import Directory, Meta
 from kyogo_broker.journal.files import Files
 from kyogo_broker.journal.lane import Lane
-from kyogo_broker.model.errors import BrokerStopError
+from kyogo_broker.model.errors import NewerDataError
 
 FORMAT = 1
 KEPT = 2
@@ -59,7 +59,7 @@ def parse_checkpoint(data: bytes, *, key: int, number: int) -> tuple[Section, ..
     if magic != b"KYOGOCKP" or google_crc32c.value(data[: _header.size - 8]) != crc:
         raise ValueError("its header is not whole")
     if file_format != FORMAT:
-        raise BrokerStopError(f"a checkpoint has format {file_format}: written by a newer Kyogo; start that version")
+        raise NewerDataError(f"a checkpoint has format {file_format}, this Kyogo knows {FORMAT}")
     if (said_key, said_number) != (key, number):
         raise ValueError("it belongs to another journal")
     at = _header.size

@@ -23,7 +23,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from kyogo_broker.journal.base import Part
 from kyogo_broker.model.commands import Outcome
-from kyogo_broker.model.errors import BrokerStopError, RefusedError
+from kyogo_broker.model.errors import BrokerStopError, NewerDataError, RefusedError
 from kyogo_broker.model.facts import (
     DeadLettered,
     Fact,
@@ -241,9 +241,8 @@ def _frames(payload: memoryview) -> Iterator[tuple[int, int, int]]:
             raise BrokerStopError(f"a fact breaks off at byte {at} of its record; {_INSPECT}")
         kind, version, length = _head.unpack_from(payload, at)
         if kind not in KINDS or version != VERSION:
-            raise BrokerStopError(
-                f"the journal holds a fact of kind {kind}, version {version}, which this Kyogo does not know: it was "
-                "written by a newer Kyogo; start that version, or restore a backup taken before the upgrade"
+            raise NewerDataError(
+                f"the journal holds a fact of kind {kind}, version {version}, which this Kyogo does not know"
             )
         start = at + _head.size
         at = start + length

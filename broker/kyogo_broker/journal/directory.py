@@ -9,17 +9,26 @@ which the newer whole one counts; openings write them in turn, in place, so that
 
 import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import google_crc32c
 
 from kyogo_broker.journal.files import Files
-from kyogo_broker.model.errors import BrokerStopError
+from kyogo_broker.model.errors import BrokerStopError, NewerDataError
 
 FORMAT = 1
 SLOT_BYTES = 4096
 LOCK_BYTES = 256
+
+
+def remedy(path: Path) -> str:
+    """What to do about a damaged data directory: the end of every message about one."""
+    return (
+        f"Run `broker inspect {path}` to see what is whole; restore the directory from a backup, or copy what is whole "
+        f"with `broker salvage {path} NEW_DIRECTORY`"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,14 +40,18 @@ class Meta:
     """Random, below 2^63: sets this journal's records apart from any other's."""
     epoch: int
     """Openings so far."""
+    version: str = ""
+    """The newest Kyogo that opened it; empty: nobody said."""
     format: int = FORMAT
 
     def pack(self) -> bytes:
         """A slot."""
-        text = json.dumps(
-            {"kyogo_journal_format": self.format, "shard": self.shard, "key": self.key, "epoch": self.epoch}
-        )
-        padded = text.encode().ljust(SLOT_BYTES - 9)
+        said: dict[str, int | str] = {
+            "kyogo_journal_format": self.format, "shard": self.shard, "key": self.key, "epoch": self.epoch
+        }  # fmt: skip
+        if self.version:
+            said["kyogo"] = self.version
+        padded = json.dumps(said).encode().ljust(SLOT_BYTES - 9)
         return padded + b"%08x\n" % google_crc32c.value(padded)
 
     @classmethod
@@ -47,12 +60,16 @@ class Meta:
         if len(slot) != SLOT_BYTES or slot[-9:] != b"%08x\n" % google_crc32c.value(slot[:-9]):
             return None
         said = json.loads(slot[:-9])
+        version = said.get("kyogo", "")
         if said["kyogo_journal_format"] != FORMAT:
-            raise BrokerStopError(
-                f"the data directory has format {said['kyogo_journal_format']}, this Kyogo writes {FORMAT}: start the "
-                "version that wrote it, or restore a backup taken before the upgrade"
-            )
-        return cls(said["shard"], said["key"], said["epoch"])
+            what = f"the data directory has format {said['kyogo_journal_format']}, this Kyogo knows {FORMAT}"
+            raise NewerDataError(what, version)
+        return cls(said["shard"], said["key"], said["epoch"], version)
+
+    def opened(self, *, epoch: int, version: str) -> "Meta":
+        """The same directory, opened by Kyogo `version`. The newest one stays named when an older one tries its luck."""
+        newest = max(self.version, version, key=_numbers)
+        return Meta(self.shard, self.key, epoch, newest)
 
 
 class Directory:
@@ -136,7 +153,8 @@ def read_meta(files: Files, path: Path) -> Meta:
     """What a directory is, without taking it.
 
     Raises:
-        BrokerStopError: neither slot is whole, or a newer Kyogo wrote it.
+        NewerDataError: a newer Kyogo wrote it.
+        BrokerStopError: neither slot is whole.
     """
     file = files.open(path / "meta", write=False)
     try:
@@ -145,7 +163,11 @@ def read_meta(files: Files, path: Path) -> Meta:
         files.close(file)
     whole = [slot for slot in slots if slot is not None]
     if not whole:
-        raise BrokerStopError(
-            f"{path}/meta is damaged; restore the directory from a backup (`broker inspect {path}` shows what is left)"
-        )
+        raise BrokerStopError(f"the journal is damaged: {path}/meta is not whole. {remedy(path)}")
     return max(whole, key=lambda slot: slot.epoch)
+
+
+def _numbers(version: str) -> list[int]:
+    """The numbers that a version begins with, for comparing."""
+    begin = re.match(r"\d+(\.\d+)*", version)
+    return [int(number) for number in begin[0].split(".")] if begin else []

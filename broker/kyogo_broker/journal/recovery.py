@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from kyogo_broker.journal.base import Record, Section
 from kyogo_broker.journal.checkpoint import checkpoint_name, checkpoint_number, parse_checkpoint
-from kyogo_broker.journal.directory import Directory, Meta
+from kyogo_broker.journal.directory import Directory, Meta, remedy
 from kyogo_broker.journal.files import Files
 from kyogo_broker.journal.segment_file import (
     HEAD_BYTES,
@@ -94,10 +94,8 @@ class _Surveyed(NamedTuple):
 
 def damage(directory: Directory, number: int, offset: int, what: str) -> BrokerStopError:
     """The error for a place that cannot be read."""
-    return BrokerStopError(
-        f"the journal is damaged: {directory.of(segment_name(number))}, byte {offset}: {what}. Run "
-        f"`broker inspect {directory.path}` to see what is whole, and restore the directory from a backup"
-    )
+    place = f"{directory.of(segment_name(number))}, byte {offset}"
+    return BrokerStopError(f"the journal is damaged: {place}: {what}. {remedy(directory.path)}")
 
 
 @contextmanager
@@ -284,9 +282,8 @@ def newest_checkpoint(files: Files, directory: Directory, meta: Meta, log: Log) 
         useless.append(number)
     if not log.reaches_back_to(0):
         raise BrokerStopError(
-            f"records are missing in {directory.path} and no checkpoint makes up for them"
-            f"{''.join(f'; {note}' for note in notes)}. Run `broker inspect {directory.path}` to see what is whole, "
-            "and restore the directory from a backup"
+            f"the journal is damaged: records are missing in {directory.path} and no checkpoint makes up for them"
+            f"{''.join(f'; {note}' for note in notes)}. {remedy(directory.path)}"
         )
     return Newest((), useless, tuple(notes))
 

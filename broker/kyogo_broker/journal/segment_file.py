@@ -27,7 +27,7 @@ import google_crc32c
 
 from kyogo_broker.journal.base import Part
 from kyogo_broker.journal.files import BUFFERS_MAX, Files
-from kyogo_broker.model.errors import BrokerStopError
+from kyogo_broker.model.errors import NewerDataError
 
 FORMAT = 1
 HEADER_BYTES = 64
@@ -79,7 +79,7 @@ class Header(NamedTuple):
         if magic != b"KYOGOSEG" or google_crc32c.value(data[: HEADER_BYTES - 4]) != crc:
             return None
         if file_format != FORMAT:
-            raise BrokerStopError(f"a segment has format {file_format}: written by a newer Kyogo; start that version")
+            raise NewerDataError(f"a segment has format {file_format}, this Kyogo knows {FORMAT}")
         return cls(shard, key, number, epoch, size, crc)
 
 

@@ -47,7 +47,7 @@ from kyogo_broker.journal.segment_file import (
     frame,
     segment_name,
 )
-from kyogo_broker.model.errors import BrokerStopError
+from kyogo_broker.model.errors import BrokerStopError, NewerDataError
 
 STRETCH_BYTES = 65_536
 READ_AHEAD_BYTES = 4096
@@ -87,6 +87,9 @@ class SegmentJournal:
         shard: number of the shard that the journal belongs to.
         key: random, below 2^63; used when the directory is new. Keeps anything that is not this journal's, message
             bodies included, from passing for a record.
+        version: of the Kyogo that opens it, for those who find newer data than they know.
+        begin_after: segment and record behind which a new log begins, as if those up to there had been freed: without
+            a checkpoint that contains them it is not whole.
         files: the file system.
         lane: makes the two threads.
     """
@@ -102,6 +105,8 @@ class SegmentJournal:
         *,
         shard: int = 0,
         key: int = 0,
+        version: str = "",
+        begin_after: tuple[int, int] = (0, 0),
         files: Files | None = None,
         lane: Callable[[str], Lane] = ThreadLane,
     ) -> None:
@@ -109,6 +114,8 @@ class SegmentJournal:
         self.max_record_bytes = self._settings.max_record_bytes
         self._shard = shard
         self._key = key
+        self._version = version
+        self._begin_after = begin_after
         self._files = Files() if files is None else files
         self._directory = Directory(self._files, Path(path).absolute())
         self._make_lane = lane
@@ -129,18 +136,26 @@ class SegmentJournal:
 
     def _open(self) -> Recovered:
         meta = self._directory.take(shard=self._shard, key=self._key)
+        try:
+            return self._take_over(meta)
+        except NewerDataError as error:
+            raise error.by(meta.version) from None
+
+    def _take_over(self, meta: Meta) -> Recovered:
         self._log = find_end(self._files, self._directory, meta)
+        segments_before, records_before = 0, self._log.end.sequence
         if not self._log.end.number:
-            header = Header(meta.shard, meta.key, number=1, epoch=meta.epoch, size=self._settings.segment_bytes)
+            segments_before, records_before = self._begin_after
+            header = Header(meta.shard, meta.key, segments_before + 1, meta.epoch, self._settings.segment_bytes)
             self._files.close(make_segment(self._files, self._directory, header, zeros=True).file)
             self._log = find_end(self._files, self._directory, meta)
         newest = newest_checkpoint(self._files, self._directory, meta, self._log)
         self._checkpoints = newest.on_disk
         self._checkpoint_number = max(newest.on_disk, default=0)
-        self._meta = Meta(meta.shard, meta.key, max(meta.epoch, self._log.end.epoch) + 1)
+        self._meta = meta.opened(epoch=max(meta.epoch, self._log.end.epoch) + 1, version=self._version)
         self._directory.begin_epoch(self._meta)
         self._places = list(self._log.places)
-        self._sequence = self._log.end.sequence + 1
+        self._sequence = records_before + 1
         self._failure: BrokerStopError | None = None
         self._appended: Future[None] | None = None
         self._writer = self._make_lane("kyogo-journal-append")
@@ -148,7 +163,7 @@ class SegmentJournal:
         self._begin_segments()
         self._keep(keep_ready, self._files, self._directory, self._checkpoints, 0)
         new = self._log.end.sequence == 0 and not newest.sections
-        return Recovered(self._meta.epoch, newest.sections, new, self._log.notes + newest.notes)
+        return Recovered(self._meta.epoch, newest.sections, new, self._log.notes + newest.notes, meta.version)
 
     def _begin_segments(self) -> None:
         """Open the active segment and adopt those that are ready behind it."""

@@ -60,3 +60,24 @@ def refuse(code: ErrorCode, message: str, *, retry_after_ms: int | None = None, 
 
 class BrokerStopError(Exception):
     """The broker cannot go on safely (a failed append, damage): it says why and exits non-zero."""
+
+
+class NewerDataError(BrokerStopError):
+    """What stands on the disk was written by a newer Kyogo; nothing of it is damaged.
+
+    Args:
+        what: was met with, and what this Kyogo knows instead.
+        version: the newest Kyogo that used the data; empty: not known here, see `by`.
+    """
+
+    def __init__(self, what: str, version: str = "") -> None:
+        who = f"Kyogo {version}" if version else "a newer Kyogo"
+        super().__init__(
+            f"{what}: it was written by {who}; start that version, or restore a backup taken before the upgrade"
+        )
+        self._what = what
+        self._version = version
+
+    def by(self, version: str) -> "NewerDataError":
+        """The same error for whoever knows the version."""
+        return self if self._version else NewerDataError(self._what, version)

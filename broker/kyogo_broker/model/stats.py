@@ -34,6 +34,8 @@ class QueueStats:
     consumers: int
     oldest_ready_offset: int
     """0: nothing is ready."""
+    oldest_ready_age_ms: int | None = None
+    """Since it was published; None: nothing is ready, or it is not in memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,3 +112,5 @@ class EngineStats:
     lag_seconds: float
     """How late the last turn was woken."""
     stalled_seconds: float
+    copied_bytes: int = 0
+    """Of `commit_bytes`: messages copied forward, so that an old part of the journal could be freed."""

@@ -36,6 +36,9 @@ class Snapshot:
     calls: int
     refused: int
     """Streams and calls."""
+    tasks: int
+    """Of the loop."""
+    threads: int
 
 
 def render(snapshot: Snapshot, accept: str = "") -> tuple[bytes, str]:
@@ -128,6 +131,9 @@ def _engine(snapshot: Snapshot) -> Iterator[Metric]:
         "kyogo_commit_seconds", "From handing a record to the journal until durable.", engine.commit_seconds
     )
     yield CounterMetricFamily("kyogo_commit_bytes", "Bytes appended to the journal.", engine.commit_bytes)
+    yield CounterMetricFamily(
+        "kyogo_journal_copied_bytes", "Of these, messages copied forward to free old files.", engine.copied_bytes
+    )
     yield CounterMetricFamily("kyogo_engine_turns", "Turns of the engine's loop.", engine.turns)
     yield CounterMetricFamily("kyogo_loop_stalled_seconds", "Time the loop stood still.", engine.stalled_seconds)
     yield GaugeMetricFamily("kyogo_loop_lag_seconds", "How late the loop's last turn was.", engine.lag_seconds)
@@ -143,6 +149,8 @@ def _edge(snapshot: Snapshot) -> Iterator[Metric]:
     yield info
     yield GaugeMetricFamily("kyogo_streams", "Open streams.", snapshot.streams)
     yield GaugeMetricFamily("kyogo_calls", "Unary calls under way.", snapshot.calls)
+    yield GaugeMetricFamily("kyogo_loop_tasks", "Tasks of the loop.", snapshot.tasks)
+    yield GaugeMetricFamily("kyogo_process_threads", "Threads of the process.", snapshot.threads)
     yield CounterMetricFamily("kyogo_admission_refused", "Streams and calls refused at a limit.", snapshot.refused)
 
 

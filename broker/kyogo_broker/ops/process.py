@@ -39,6 +39,10 @@ class Process:
         """Resident memory, now."""
         return int(self._process.memory_info().rss)
 
+    def threads(self) -> int:
+        """Of the interpreter and of the libraries, now."""
+        return self._process.num_threads()
+
     def memory_high(self) -> bool:
         """Whether publishes must be refused."""
         return self.rss_bytes() > self.memory_limit_bytes

@@ -8,7 +8,7 @@ from typing import TypeVar
 from kyogo_broker.engine import Engine
 from kyogo_broker.model.commands import Command, CreateQueue, DeleteQueue, PauseQueue, PurgeQueue, UpdateQueue
 from kyogo_broker.model.effects import AdminDone
-from kyogo_broker.model.errors import ErrorCode, refuse
+from kyogo_broker.model.errors import Refusal, RefusedError
 from kyogo_broker.model.stats import ConsumerStats, QueueStats
 from kyogo_broker.server.calls import Calls
 from kyogo_broker.server.handlers import Call, Watch
@@ -144,9 +144,9 @@ class Admin:
 
     def _queue(self, name: str) -> QueueStats:
         queue = self._engine.queue_stats(name)
-        if queue is not None:
-            return queue
-        raise refuse(ErrorCode.QUEUE_NOT_FOUND, f"there is no queue '{name}': create it with CreateQueue", queue=name)
+        if isinstance(queue, Refusal):
+            raise RefusedError(queue)
+        return queue
 
 
 def _page_of(items: Sequence[_T], page: wire.Page, name: Callable[[_T], str]) -> tuple[list[_T], str]:

@@ -292,8 +292,8 @@ class Index:
                 attempt.answered = line["t"]
                 attempt.status = None if line["status"] == "unknown" else line["status"]
                 attempt.offsets = line.get("offsets", [])
-                if any(duplicate for run in attempt.offsets for duplicate in run[2:]):
-                    self.operations["published duplicate"] += 1
+                if line["status"] == "ok" and any(other.status != "refused" for other in request.tries[:-1]):
+                    self.operations["published again ok"] += 1
                 return
 
     # --- consuming ---

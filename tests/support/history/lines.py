@@ -24,7 +24,8 @@ A line is one `write`, so a killed process leaves no half one. `t`, `p` (process
     drained    queues
     order      queue begin|end [aging_bound_ms]       one consumer with room for 1 has the queue for itself
 
-A `reason` of "?" was not told. `ranges` are pairs of fences, both ends included; `offsets` are [first, count, duplicate]. A process has at most one
+A `reason` of "?" was not told.
+`ranges` are pairs of fences, both ends included; `offsets` are [first, count, duplicate]. A process has at most one
 settlement and one extension of a fence under way on one session.
 """
 

@@ -7,7 +7,7 @@ may have counted), when its dead letter was seen, or when its queue was purged o
 from bisect import bisect_left, bisect_right
 from collections import Counter, defaultdict
 
-from tests.support.history.index import OK, Delivery, Index, Life, Queue, Request
+from tests.support.history.index import OK, Delivery, Index, Life, Request
 from tests.support.history.report import Findings
 
 
@@ -21,7 +21,6 @@ class Stored:
         """Offsets at which a message was seen, by queue and uid; dead letters aside."""
         self._letters: dict[tuple[str, int], set[tuple[str, int]]] = defaultdict(set)
         """Places of the letters of a message, by its own."""
-        self._excused: dict[str, int] = {}
         self.answered = self.unknown = self.finished = self.lost = self.doubled = 0
 
     def check(self) -> None:
@@ -91,8 +90,8 @@ class Stored:
     # --- I1 ---
 
     def _check_lost(self) -> None:
-        lost: list[tuple[Request, str]] = []
         times: list[float] = []
+        left: dict[str, list[tuple[Request, str]]] = defaultdict(list)
         for (queue, uid), sources in self._index.sources.items():
             certain = [source for source in sources if source.stored]
             if not certain:
@@ -103,7 +102,9 @@ class Stored:
             if self._has_ended(queue, uid, certain):
                 self.finished += 1
             elif queue in self._index.drained:
-                lost.append((certain[0], uid))
+                left[queue].append((certain[0], uid))
+        lost = [each for queue, messages in left.items() for each in self._not_purged(queue, messages)]
+        self.finished += sum(map(len, left.values())) - len(lost)
         self.lost = len(lost)
         if lost:
             kind = f"lost: {len(lost):,} of {self.answered:,} answered{_when(self._index, lost)}"
@@ -123,19 +124,25 @@ class Stored:
         keeps = home.settings.get("dead_letter_queue") != {""}
         if any(delivery.maybe("ACK") or (not keeps and delivery.maybe("DEAD_LETTER", "RETRY")) for delivery in newest):
             return True
-        return home.deleted is not None or self._was_purged(home, certain)
+        return home.deleted is not None
 
-    def _was_purged(self, queue: Queue, certain: list[Request]) -> bool:
-        """A purge accounts for as many messages as it says, and for any number when nobody saw its answer."""
-        first = min(attempt.t for source in certain for attempt in source.tries)
-        purges = [purge for purge in queue.purges if purge["t"] >= first]
-        if any(purge.get("status", "ok") != "ok" for purge in purges):
-            return True
-        used = self._excused.get(queue.name, 0)
-        if used >= sum(purge["count"] for purge in purges):
-            return False
-        self._excused[queue.name] = used + 1
-        return True
+    def _not_purged(self, queue: str, messages: list[tuple[Request, str]]) -> list[tuple[Request, str]]:
+        """Purges account for as many as they said, of those sent before; for any number when nobody saw the answer.
+
+        The latest first: fewest purges came after them, so that none is left out for an earlier one.
+        """
+        purges = self._index.queue(queue).purges
+        lost: list[tuple[Request, str]] = []
+        purged = 0
+        for source, uid in sorted(messages, key=lambda each: each[0].tries[0].t, reverse=True):
+            later = [purge for purge in purges if purge["t"] >= source.tries[0].t]
+            if any(purge.get("status", "ok") != "ok" for purge in later):
+                continue
+            if purged < sum(purge["count"] for purge in later):
+                purged += 1
+            else:
+                lost.append((source, uid))
+        return lost[::-1]
 
     # --- I20 ---
 

@@ -40,7 +40,7 @@ def test_a_newer_kind_and_a_newer_version_are_called_by_their_name() -> None:
         decode(bytes(payload))
     payload[:2] = bytes([200, 1])
     with pytest.raises(BrokerStopError, match=newer.format(200, 1)):
-        list(published(bytes(payload), 1))
+        list(published([bytes(payload)], 1))
 
 
 def test_a_damaged_fact_is_named_with_its_place() -> None:

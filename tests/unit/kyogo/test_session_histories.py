@@ -1,11 +1,14 @@
 """Random histories of a session: counters add up, and nothing is settled twice or behind the broker's back."""
 
+from collections.abc import Callable
+from random import Random
+
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from kyogo.actions import Load, Rejected
-from kyogo.delivery import BUFFERED, GONE, PARKED, RUNNING, SETTLING, Delivery
+from kyogo.delivery import BUFFERED, GONE, RUNNING, SETTLING, Delivery
 from kyogo.outcomes import ACK, Outcome, Settlement
 from kyogo.v1 import broker_pb2 as pb
 from tests.support.sdk_sessions import attached_session, response, revoke
@@ -38,15 +41,15 @@ class Histories(RuleBasedStateMachine):
             self.taken.append(delivery)
 
     @rule(chance=pick)
-    def begin(self, chance) -> None:  # type: ignore[no-untyped-def]
+    def begin(self, chance: Random) -> None:
         self._with(chance, BUFFERED, self.session.begin)
 
     @rule(chance=pick)
-    def park(self, chance) -> None:  # type: ignore[no-untyped-def]
+    def park(self, chance: Random) -> None:
         self._with(chance, BUFFERED, self.session.park)
 
     @rule(chance=pick, settlement=st.sampled_from([ACK, RETRY]), publishes=st.booleans())
-    def finish(self, chance, settlement, publishes) -> None:  # type: ignore[no-untyped-def]
+    def finish(self, chance: Random, settlement: Settlement, *, publishes: bool) -> None:
         if not self.taken:
             return
         delivery = chance.choice(self.taken)
@@ -56,7 +59,7 @@ class Histories(RuleBasedStateMachine):
         assert self.session.finish(delivery, settlement) is was_running
 
     @rule(chance=pick)
-    def release(self, chance) -> None:  # type: ignore[no-untyped-def]
+    def release(self, chance: Random) -> None:
         if self.taken:
             self.session.release(chance.choice(self.taken))
 
@@ -78,7 +81,7 @@ class Histories(RuleBasedStateMachine):
         self.session.receive(response(deliveries=[run]))
 
     @rule(chance=pick, mode=st.sampled_from(["RETURN", "LOST", "CANCEL"]))
-    def revoke(self, chance, mode: str) -> None:  # type: ignore[no-untyped-def]
+    def revoke(self, chance: Random, mode: str) -> None:
         fences = [fence for fence in self.leased if chance.random() < 0.3]
         if mode == "LOST":
             self.leased.difference_update(fences)
@@ -100,7 +103,7 @@ class Histories(RuleBasedStateMachine):
                     self.asked.append(fence)
 
     @rule(chance=pick, rejects=st.booleans())
-    def answer(self, chance, rejects: bool) -> None:  # type: ignore[no-untyped-def]
+    def answer(self, chance: Random, *, rejects: bool) -> None:
         chosen = [fence for fence in self.asked if chance.random() < 0.5]
         results = []
         for fence in chosen:
@@ -127,7 +130,7 @@ class Histories(RuleBasedStateMachine):
         assert self.leased <= held
         assert {d.fence for d in self.taken if d.state != GONE} <= held
 
-    def _with(self, chance, state: int, act) -> None:  # type: ignore[no-untyped-def]
+    def _with(self, chance: Random, state: int, act: Callable[[Delivery], None]) -> None:
         candidates = [delivery for delivery in self.taken if delivery.state == state]
         if candidates:
             act(chance.choice(candidates))
@@ -139,4 +142,3 @@ class Histories(RuleBasedStateMachine):
 
 TestHistories = Histories.TestCase
 TestHistories.settings = settings(max_examples=60, stateful_step_count=60, deadline=None)
-assert PARKED != BUFFERED

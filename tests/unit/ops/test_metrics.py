@@ -55,11 +55,13 @@ SNAPSHOT = Snapshot(
     version="1.2.3",
     node="n",
     shard=ShardStats((QUEUE,), (CONSUMER, CONSUMER), {"stream_loss": 8}, producers=9, window_bytes=10),
-    engine=EngineStats(11, 6, 12, HISTOGRAM, 13, 0.25, 1.5),
+    engine=EngineStats(11, 6, 12, HISTOGRAM, 13, 0.25, 1.5, copied_bytes=20),
     journal=JournalStats(14, 15, 16),
     streams=17,
     calls=18,
     refused=19,
+    tasks=21,
+    threads=22,
 )
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
@@ -98,6 +100,7 @@ def value(name: str, of: Samples | None = None, **labels: str) -> float:
         ("kyogo_window_bytes", {}, 10),
         ("kyogo_engine_turns_total", {}, 11),
         ("kyogo_commit_bytes_total", {}, 12),
+        ("kyogo_journal_copied_bytes_total", {}, 20),
         ("kyogo_inbox_commands", {}, 13),
         ("kyogo_loop_lag_seconds", {}, 0.25),
         ("kyogo_loop_stalled_seconds_total", {}, 1.5),
@@ -107,6 +110,8 @@ def value(name: str, of: Samples | None = None, **labels: str) -> float:
         ("kyogo_streams", {}, 17),
         ("kyogo_calls", {}, 18),
         ("kyogo_admission_refused_total", {}, 19),
+        ("kyogo_loop_tasks", {}, 21),
+        ("kyogo_process_threads", {}, 22),
         ("kyogo_broker_info", {"version": "1.2.3", "node": "n"}, 1),
         ("kyogo_commit_seconds_bucket", {"le": "0.001"}, 3),
         ("kyogo_commit_seconds_bucket", {"le": "0.01"}, 5),

@@ -8,6 +8,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from kyogo.v1 import admin_pb2 as admin
 from kyogo_broker.model.commands import UpdateQueue
 from kyogo_broker.model.effects import AdminDone
+from kyogo_broker.model.errors import Refusal
 from kyogo_broker.model.settings import QueueSettings
 from kyogo_broker.model.stats import QueueStats, ShardStats
 from kyogo_broker.server.admin import Admin
@@ -25,8 +26,9 @@ class OneQueue(FakeEngine):
     def shard_stats(self) -> ShardStats:
         return ShardStats((self.queue,), (), {}, 0, 0)
 
-    def queue_stats(self, name: str) -> QueueStats | None:
-        return self.queue if name == self.queue.name else None
+    def queue_stats(self, name: str) -> QueueStats | Refusal:
+        assert name == self.queue.name
+        return self.queue
 
 
 async def test_two_updates_at_once_do_not_undo_each_other() -> None:

@@ -10,10 +10,9 @@ from hypothesis import strategies as st
 from kyogo.v1 import broker_pb2 as pb
 from kyogo_broker.model import commands
 from kyogo_broker.model.commands import Outcome
-from kyogo_broker.model.effects import PartRefused, SettleDone
+from kyogo_broker.model.effects import PartRefused
 from kyogo_broker.model.errors import ErrorCode, Refusal, RefusedError
 from kyogo_broker.model.message import FenceRange
-from kyogo_broker.model.states import SettleStatus
 from kyogo_broker.server import limits as bounds
 from kyogo_broker.server.limits import Limits
 from kyogo_broker.server.wire import ConsumerFrame, Session, UndecodableError, decode_consume

@@ -417,6 +417,15 @@ def test_a_purge_accounts_for_no_more_than_it_says() -> None:
     assert check(story.lines).clean
 
 
+def test_a_late_purge_accounts_for_late_messages() -> None:
+    story = story_with(lambda story: None)
+    story.tell("queue", queue="q", what="purged", count=1, status="ok")
+    story.publish("b", "c")
+    story.tell("queue", queue="q", what="purged", count=2, status="ok")
+    story.tell("drained", queues=["q"])
+    assert check(story.lines).clean
+
+
 def test_what_a_killed_process_did_not_write_down_excuses_no_more_than_it_can() -> None:
     """Fence 2 went to somebody who never wrote it down; it may have been this message's."""
     story = story_with(lambda story: None)

@@ -241,6 +241,7 @@ def _queue_stats(stats: QueueStats) -> admin.QueueStats:
             if count
         ],
         next_offset=stats.next_offset,
+        oldest_ready_age_ms=stats.oldest_ready_age_ms,
         consumers=stats.consumers,
     )
 

@@ -1,0 +1,39 @@
+"""What the load processes of the deep benchmarks are told."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """Asks the broker who it is, again and again, until stdin ends; its latencies are those of the answers."""
+
+    target: str
+    interval_s: float = 0.005
+
+
+@dataclass(frozen=True, slots=True)
+class Churn:
+    """Consumers and publishers that come, go and are killed."""
+
+    target: str
+    seconds: float
+    seed: int = 1
+    consumers: int = 24
+    """At a time, each for a second at most."""
+    victims: int = 2
+    """Processes at a time, killed with -9 after a second at most."""
+    publishers: int = 4
+    queues: int = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Storm:
+    """Consumers that all attach at once, take what they get, and all go at once."""
+
+    target: str
+    queue: str
+    consumers: int
+    rounds: int
+    prefetch: int = 100
+    fails: int = 0
+    """Messages that are settled as failed, to come again after an hour, by the first consumer before it all begins."""

@@ -1,0 +1,71 @@
+"""A client that has nothing to do with the attack: publishes, is delivered to, settles, and notes when.
+
+Run as a process of its own, so that what it sees is the broker and not the attacker's loop. It writes a line for each
+message that went all the way; a gap between two of them is how long the broker did not serve it. Whatever ends it is a
+line too, and fails the test.
+
+    python -m tests.security.bystander HOST:PORT
+"""
+
+import asyncio
+import json
+import sys
+import time
+
+import grpc
+
+from kyogo.v1 import broker_pb2 as pb
+from kyogo.v1.broker_pb2_grpc import BrokerServiceStub
+
+QUEUE = "bystander"
+PAUSE_SECONDS = 0.005
+BEAT_SECONDS = 0.5
+
+
+async def main(address: str) -> None:
+    async with grpc.aio.insecure_channel(address) as channel:
+        stub = BrokerServiceStub(channel)
+        await stub.Publish(publish(0), wait_for_ready=True)
+        publishing, consuming = stub.PublishStream(), stub.Consume()
+        await consuming.write(pb.ConsumeRequest(attach=pb.Attach(subscriptions=[pb.Subscription(queue=QUEUE)])))
+        number, settled = 0, 0
+        while True:
+            number += 1
+            await publishing.write(publish(number))
+            answer = await publishing.read()
+            assert not answer.HasField("error"), answer.error
+            while settled <= number:  # the one from before the stream, too
+                settled += await settle(consuming)
+            line(served=time.monotonic())
+            await asyncio.sleep(PAUSE_SECONDS)
+
+
+async def settle(consuming) -> int:
+    """Take one frame and settle what is in it; how many were settled by it."""
+    frame = await consuming.read()
+    assert isinstance(frame, pb.ConsumeResponse), "the stream ended"
+    ranges = [
+        pb.FenceRange(first=run.first_fence, last=run.first_fence + len(run.messages) - 1) for run in frame.deliveries
+    ]
+    assert not frame.revokes, frame.revokes
+    if ranges:
+        await consuming.write(pb.ConsumeRequest(settlements=[pb.Settlement(outcome=pb.OUTCOME_ACK, ranges=ranges)]))
+    for result in frame.settled:
+        assert result.status == pb.SETTLE_STATUS_OK, result
+    return sum(result.range.last - result.range.first + 1 for result in frame.settled)
+
+
+def publish(number: int) -> pb.PublishRequest:
+    return pb.PublishRequest(destination=QUEUE, request_id=number, messages=[pb.Message(body=b"%d" % number)])
+
+
+def line(**fields: object) -> None:
+    sys.stdout.write(json.dumps(fields) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    try:
+        asyncio.run(main(sys.argv[1]))
+    except Exception as error:  # noqa: BLE001  # whatever it is, the test shows it
+        line(ended=f"{type(error).__name__}: {error}", at=time.monotonic())
