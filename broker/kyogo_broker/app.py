@@ -281,7 +281,8 @@ def _min_free_bytes(config: Config) -> int:
 def _journal(config: Config, min_free_bytes: int) -> Journal:
     if config.ephemeral:
         return MemoryJournal()
-    return SegmentJournal(config.data, SegmentSettings(min_free_bytes=min_free_bytes), key=fresh_seed() >> 1)
+    settings = SegmentSettings(min_free_bytes=min_free_bytes)
+    return SegmentJournal(config.data, settings, key=fresh_seed() >> 1, version=version("kyogo"))
 
 
 def _cannot_start(error: BrokerStopError, *, people: bool) -> int:

@@ -301,8 +301,10 @@ class Check:
             session.failed = True
         edge = self._edges[session.port]
         now, heard = self.world.now, edge.heard_at
-        stalled = sum(max(0, min(until, now) - max(since, heard)) for since, until in self._frozen)
-        least = SUSPECT_INTERVALS[notice.event] * self._intervals[session.port] - SILENCE_SLACK_US
+        stalls = [min(until, now) - max(since, heard) for since, until in self._frozen if until > heard and since < now]
+        stalled = sum(stalls)
+        slack = SILENCE_SLACK_US * (1 + len(stalls))
+        least = SUSPECT_INTERVALS[notice.event] * self._intervals[session.port] - slack
         if now - heard - stalled < least and not edge.blocked:
             raise ViolationError(
                 f"I18: {notice.event} after {(now - heard) // 1000} ms of silence, "
@@ -351,7 +353,7 @@ class Check:
             if request.gone:
                 continue
             tracks = [ledger.tracks.get((request.queue, request.first + n)) for n in range(len(request.sizes))]
-            there = [track for track in tracks if track is not None]
+            there = [track for track in tracks if track is not None and track.seen is not None]
             if there and request.attempts == request.refusals:
                 raise ViolationError(f"I2: request {request.tag} was refused, and is delivered")
             if request.answer is None and not there:

@@ -320,6 +320,10 @@ class Ledger:
 
     def _track(self, queue: str, number: int, offset: int) -> Track:
         track = self.tracks.get((queue, number))
+        if track is not None and track.seen is None and track.delivery is not None:
+            if track.offset != offset and track.delivery.session.life != self.life:
+                # It was decided by a process that died over it, and left no trace.
+                track = None
         if track is None:
             track = self.tracks[queue, number] = Track(queue, number, offset)
             request = self.of_message[number]

@@ -75,6 +75,11 @@ class Producers:
             self._windows.move_to_end(producer_id)
         window.keep(stored)
 
+    def restarted(self, now_ms: int) -> None:
+        """The time in which no broker ran is nobody's idleness, and when a window was used last is not known durably."""
+        for window in self._windows.values():
+            window.used_ms = now_ms
+
     def idle(self, now_ms: int) -> tuple[str, ...]:
         """Producers whose window is due to be forgotten. Steady time: a leap of the wall clock is not an idle hour."""
         found = []

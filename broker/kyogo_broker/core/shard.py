@@ -140,6 +140,7 @@ class Shard:
         self._state.record(FencesReserved(fences.reserved + BLOCK))
         for queue in self._state.queues.values():
             self._remind_delayed(queue)
+            queue.producers.restarted(now.steady_ms)
         return step
 
     def next_wake_ms(self) -> int | None:

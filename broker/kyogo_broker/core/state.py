@@ -257,8 +257,7 @@ class State:
         queue.ready.add_fresh(first, first + count - 1)
         if fact.producer_id:
             stored = Stored(fact.request_id, first, count, fact.digest)
-            used_ms = fact.published_unix_ms if self.replaying else self.steady_ms
-            queue.producers.keep(fact.producer_id, stored, used_ms)
+            queue.producers.keep(fact.producer_id, stored, self.steady_ms)
         if not self.replaying:
             queue.keep(fact)
             self.dirty[queue.id] = queue

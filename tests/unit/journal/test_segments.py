@@ -13,7 +13,7 @@ from kyogo_broker.journal.base import Section
 from kyogo_broker.journal.lane import InlineLane
 from kyogo_broker.journal.segment_file import Header, Segment
 from kyogo_broker.journal.segments import SegmentJournal, SegmentSettings
-from kyogo_broker.model.errors import BrokerStopError
+from kyogo_broker.model.errors import BrokerStopError, NewerDataError
 from tests.support.faulty_disk import FaultyDisk
 from tests.support.segment_log import DIR, SETTINGS, SIZES, HeldLane, append, names, opened, take_checkpoint
 
@@ -284,7 +284,7 @@ def test_refuses_a_newer_format() -> None:
     meta = disk.names_now[DIR / "meta"].data
     newer = bytes(meta[4096:8183]).replace(b'"kyogo_journal_format": 1', b'"kyogo_journal_format": 2')
     meta[4096:] = newer + b"%08x\n" % google_crc32c.value(newer)
-    with pytest.raises(BrokerStopError, match="has format 2, this Kyogo writes 1: start the version that wrote it"):
+    with pytest.raises(NewerDataError, match="format 2, this Kyogo knows 1: it was written by a newer Kyogo; start that"):
         opened(disk)
 
 
@@ -300,7 +300,7 @@ def test_one_rotten_slot_of_meta_is_made_up_for() -> None:
         assert again.open().epoch == 2
     disk.flip(DIR / "meta", 30)
     disk.flip(DIR / "meta", 4096 + 30)
-    with pytest.raises(BrokerStopError, match="/data/meta is damaged; restore"):
+    with pytest.raises(BrokerStopError, match=r"damaged: /data/meta is not whole. Run `broker inspect /data`"):
         opened(disk)
 
 
