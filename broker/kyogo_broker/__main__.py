@@ -24,7 +24,7 @@ def serve(  # noqa: PLR0913  # the options of a command are its arguments
     *,
     listen: Annotated[str | None, typer.Option(help="gRPC address [127.0.0.1:7440]; port 0 takes a free one")] = None,
     http: Annotated[str | None, typer.Option(help="HTTP address [127.0.0.1:7441], or off")] = None,
-    data: Annotated[Path | None, typer.Option(help="data directory [./kyogo-data]; made if missing")] = None,
+    data: Annotated[Path | None, typer.Option(help="data directory [./data]; made if missing")] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file with any setting")] = None,
     ephemeral: Annotated[bool | None, typer.Option("--ephemeral", help="keep nothing on disk")] = None,
     ready_file: Annotated[Path | None, typer.Option(help="gets the real addresses, as JSON, once serving")] = None,

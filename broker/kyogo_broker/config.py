@@ -144,7 +144,7 @@ class _Said(BaseSettings):
     listen: str = DEFAULT_LISTEN
     http: str = DEFAULT_HTTP
     http_hosts: str = ""
-    data: Path = Path("kyogo-data")
+    data: Path = Path("data")
     ephemeral: bool = False
     ready_file: Path | None = None
     node: str = Field(default_factory=_default_node)

@@ -25,7 +25,7 @@ def refused(**flags: object) -> str:
 def test_defaults_are_a_newcomers_broker() -> None:
     config = load_config({})
     assert (str(config.listen), str(config.http)) == ("127.0.0.1:7440", "127.0.0.1:7441")
-    assert config.data == Path("kyogo-data").absolute()
+    assert config.data == Path("data").absolute()
     assert config.shard.auto_create
     assert not config.ephemeral
     assert config.grace_seconds == 10.0

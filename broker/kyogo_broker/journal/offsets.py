@@ -51,6 +51,8 @@ class OffsetSet:
 
     def within(self, first: int, last: int) -> list[tuple[int, int]]:
         """What of `first` to `last` is in."""
+        if first > last:
+            return []
         begin, end = bisect_left(self._lasts, first), bisect_right(self._firsts, last)
         ranges = zip(self._firsts[begin:end], self._lasts[begin:end], strict=True)
         return [(max(first, low), min(last, high)) for low, high in ranges]
