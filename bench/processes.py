@@ -93,6 +93,7 @@ class Server:
         self._process: subprocess.Popen[str] | None = None
         self.target = ""
         self._http = ""
+        self._ready_at = 0.0
         self.start_s = 0.0
         """How long the last start took."""
 
@@ -129,6 +130,7 @@ class Server:
         self.start_s = time.monotonic() - began
         said = json.loads(ready.read_text())
         self.target, self._http = said["listen"], said.get("http", "")
+        self._ready_at = time.monotonic()
         return self.start_s
 
     def stop(self, how: signal.Signals) -> float:
@@ -169,9 +171,10 @@ class Server:
         return found
 
     def holds(self, since: float = 0.0) -> list[dict[str, Any]]:
-        """What held the loop since an instant of the monotonic clock, as its watch saw it; the longest first."""
+        """What held the loop since it was ready, or since an instant of the monotonic clock; the longest first."""
         time.sleep(HOLDS_S)
         found: list[dict[str, Any]] = json.loads(self._holds.read_text())
+        since = max(since, self._ready_at)
         return sorted((hold for hold in found if hold["at"] >= since), key=lambda hold: -hold["cpu_ms"])
 
     @property

@@ -93,6 +93,9 @@ class Engine:
         self._pending: list[Fact] = []
         self._pending_since_ms = 0
         self._planned_ms = 0
+        """When the next turn was to begin."""
+        self._turn_ms = 0
+        """When the last turn began: what it took, on the processor or in a commit, is nobody's silence either."""
         self._pressure_at_ms = 0
         self._pressure = SetPressure(disk_low=False, memory_high=False)
         self._failure: BaseException | None = None
@@ -194,11 +197,13 @@ class Engine:
 
     async def _sleep(self) -> None:
         """Until there is something to do, by the inbox or by the clock."""
+        now_ms = self._clock.now().steady_ms
+        if self._turns and now_ms - self._turn_ms >= STALL_MS_MIN:
+            self._stall_ms += now_ms - self._turn_ms
         if self._inbox or self._checkpointing.under_way:
-            self._planned_ms = 0
+            self._planned_ms = now_ms
             await asyncio.sleep(0)
             return
-        now_ms = self._clock.now().steady_ms
         until = now_ms + SLEEP_MS_MAX
         wake_ms = self._shard.next_wake_ms()
         if wake_ms is not None:
@@ -217,6 +222,7 @@ class Engine:
     async def _turn(self) -> None:
         now = self._clock.now()
         self._turns += 1
+        self._turn_ms = now.steady_ms
         self._lag_ms = max(0, now.steady_ms - self._planned_ms) if self._planned_ms else 0
         stalled = self._stall_ms + (self._lag_ms if self._lag_ms >= STALL_MS_MIN else 0)
         self._stalled_ms += stalled
@@ -289,8 +295,6 @@ class Engine:
         self._commit_bytes += size
         self._commit_seconds += seconds
         self._commit_counts[bisect_left(COMMIT_BOUNDS_SECONDS, seconds)] += 1
-        if seconds * 1000 >= STALL_MS_MIN:
-            self._stall_ms += int(seconds * 1000)
 
     def _release(self, effect: Effect) -> None:
         kind = type(effect)

@@ -11,7 +11,7 @@ from itertools import count
 from tests.chaos.cast import Cast, Child, Place, stand_still
 from tests.chaos.disk import MEGABYTE, MIN_FREE_BYTES, Disk
 from tests.chaos.probe import Probe
-from tests.chaos.workload import HEARTBEAT_MS, IMAGES, ORDERS
+from tests.chaos.workload import HEARTBEAT_MS, IMAGES, MAILS
 from tests.support.history import Recorder
 from tests.support.processes import START_SECONDS, Process, until
 
@@ -240,7 +240,7 @@ class Faults:
         places = [place for place in self._cast.consumers if place.counts_start]
         end = asyncio.get_running_loop().time() + RECOVER_SECONDS
         while asyncio.get_running_loop().time() < end:
-            await probe.publish(ORDERS, do="slow", count=8)
+            await probe.publish(MAILS, do="slow", count=8)  # a queue whose consumers tell the reason
             place = self._chance.choice(places)
             if place.process is None or not await stand_still(place.process):
                 continue

@@ -28,8 +28,9 @@ async def main(address: str) -> None:
         await stub.Publish(publish(0), wait_for_ready=True)
         publishing, consuming = stub.PublishStream(), stub.Consume()
         await consuming.write(pb.ConsumeRequest(attach=pb.Attach(subscriptions=[pb.Subscription(queue=QUEUE)])))
+        beating = asyncio.create_task(beat(consuming))
         number, settled = 0, 0
-        while True:
+        while not beating.done():
             number += 1
             await publishing.write(publish(number))
             answer = await publishing.read()
@@ -38,6 +39,13 @@ async def main(address: str) -> None:
                 settled += await settle(consuming)
             line(served=time.monotonic())
             await asyncio.sleep(PAUSE_SECONDS)
+
+
+async def beat(consuming) -> None:
+    """Live."""
+    while True:
+        await asyncio.sleep(BEAT_SECONDS)
+        await consuming.write(pb.ConsumeRequest(heartbeat=pb.ConsumerHeartbeat()))
 
 
 async def settle(consuming) -> int:

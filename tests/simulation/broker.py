@@ -237,7 +237,7 @@ class Broker:
     def _down(self, kind: Crash) -> None:
         self.disk = self.disk.after_crash(kind, self.world)
         if self.restarts:
-            self.world.after(self.world.between(20_000, 1_500_000), self._supervisor, self._start_again)
+            self.world.after(self.world.between(20_000, 600_000), self._supervisor, self._start_again)
 
     def _start_again(self) -> None:
         if self.world.chance(0.1) and self.check.faulty:

@@ -22,10 +22,10 @@ class Faults:
         self.broker = broker
         self.clients = clients
         self._actor = Actor()
-        self._pace_us = self.world.random.choice((60_000, 150_000, 400_000))
+        self._pace_us = self.world.random.choice((150_000, 400_000, 800_000))
         self._kinds: list[tuple[int, Callable[[], None]]] = [
-            (4, self._crash), (4, self._fuse), (1, self._error), (2, self._stop), (2, self._freeze), (2, self._slow_disk),
-            (2, self._full_disk), (2, self._clock), (8, self._cut), (4, self._delay), (4, self._stall), (2, self._flood),
+            (3, self._crash), (3, self._fuse), (1, self._error), (1, self._stop), (4, self._freeze), (4, self._slow_disk),
+            (4, self._full_disk), (3, self._clock), (12, self._cut), (6, self._delay), (8, self._stall), (3, self._flood),
         ]  # fmt: skip
         self._weights = [weight for weight, _ in self._kinds]
         self.world.after(self.world.between(0, 2 * self._pace_us), self._actor, self._turn)

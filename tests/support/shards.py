@@ -17,6 +17,7 @@ from kyogo_broker.core.step import Step
 from kyogo_broker.model.commands import (
     Attach,
     Command,
+    CopyForward,
     CreateQueue,
     Loaded,
     LoadedBatch,
@@ -164,16 +165,21 @@ class Driver:
         self.now = Now(self.now.steady_ms + duration_ms, self.now.unix_ms + duration_ms)
         self._stalled_ms += duration_ms
 
-    def restarted(self) -> "Driver":
-        """A broker that begins from the records of this one, what was not appended lost, a second later."""
+    def restarted(self, shard: Shard | None = None, records: list["Appended"] | None = None) -> "Driver":
+        """A broker that begins a second later from the records of this one; what was not appended is lost.
+
+        Args:
+            shard: restored already; else it replays all records.
+            records: what the journal holds; else all of them.
+        """
         after = Driver.__new__(Driver)
         after.config, after.seed, after.on_step, after.lazy = self.config, self.seed, None, self.lazy
-        after._begin_with(list(self.records), Now(self.now.steady_ms + 1_000, self.now.unix_ms + 1_000))
+        now = Now(self.now.steady_ms + 1_000, self.now.unix_ms + 1_000)
+        after._begin_with(list(self.records if records is None else records), now, shard)
         after._port = self._port
         return after
 
-    def _begin_with(self, records: list["Appended"], now: Now) -> None:
-        self.shard = Shard(self.config, seed=self.seed, stretch=STRETCH)
+    def _begin_with(self, records: list["Appended"], now: Now, shard: Shard | None = None) -> None:
         self.now = now
         self.records = records
         self.loads: list[Load] = []
@@ -183,10 +189,13 @@ class Driver:
         self._in_turn = False
         self._port = 0
         self._stalled_ms = 0
-        for record in records:
-            self.shard.replay(record.sequence, record.position, list(record.facts))
+        if shard is None:
+            shard = Shard(self.config, seed=self.seed, stretch=STRETCH)
+            for record in records:
+                shard.replay(record.sequence, record.position, list(record.facts))
+        self.shard = shard
         self.begin()
-        self._took(self.shard.open(1 + sum(isinstance(f, Opened) for r in records for f in r.facts), now))
+        self._took(shard.open(1 + sum(isinstance(f, Opened) for r in records for f in r.facts), now))
         self.tick()
 
     def _took(self, step: Step) -> list[Effect]:
@@ -244,6 +253,16 @@ class Driver:
     def settle(self, port: int, outcome: Outcome, *ranges: int | tuple[int, int], **fields: Any) -> list[Effect]:
         """One settlement."""
         return self.do(Settle(port, (Settlement(outcome, fences(*ranges), **fields),)))
+
+    def copy_rows_forward(self) -> None:
+        """Everything is written anew, what was asked for in one record."""
+        self.handle(CopyForward(0, self.sequence * RECORD_STEP))
+        self.tick()
+        loads, self.loads = self.loads, []
+        for load in loads:
+            self.handle(self.answer(load))
+        self.tick()
+        self.settle_down()
 
     def last_delivery(self, port: int) -> Delivery:
         """The newest run that a port got."""

@@ -77,6 +77,39 @@ def parse_checkpoint(data: bytes, *, key: int, number: int) -> tuple[Section, ..
     raise ValueError(f"it breaks off at byte {at}")
 
 
+def read_sections(data: bytes, *, shard: int, key: int, number: int) -> tuple[tuple[Section, ...], str | None]:
+    """What is whole of a checkpoint, damaged or not, and what is wrong with the rest.
+
+    A section is whole if it agrees with the crc that stands before it. Those behind a damaged one can be read as long
+    as its length is right: their crcs begin with the one that it says, or with the one that it has.
+
+    Raises:
+        NewerDataError: a newer Kyogo wrote it.
+    """
+    try:
+        return parse_checkpoint(data, key=key, number=number), None
+    except ValueError as error:
+        what = str(error)
+    fields = (b"KYOGOCKP", FORMAT, shard, key, number)
+    starts = {google_crc32c.value(_header.pack(*fields, 0)[:-8])}
+    at = _header.size
+    sections: list[Section] = []
+    while at + _entry.size <= len(data):
+        kind, said, queue_id, sequence, length = _entry.unpack_from(data, at)
+        end = at + _entry.size + length
+        if end > len(data):
+            break
+        covered = data[at + 8 : end]
+        found = {google_crc32c.extend(start, covered) for start in starts}
+        if said in found and kind == b"SECT":
+            sections.append(Section(queue_id, sequence, data[at + _entry.size : end]))
+        elif kind != b"SECT":
+            break
+        starts = {said} if said in found else {said, *found}
+        at = end
+    return tuple(sections), what
+
+
 class CheckpointFile:
     """A checkpoint being written. Its file calls are done by the lane, in their order."""
 

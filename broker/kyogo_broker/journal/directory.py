@@ -10,6 +10,7 @@ which the newer whole one counts; openings write them in turn, in place, so that
 import json
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,7 +68,7 @@ class Meta:
         return cls(said["shard"], said["key"], said["epoch"], version)
 
     def opened(self, *, epoch: int, version: str) -> "Meta":
-        """The same directory, opened by Kyogo `version`. The newest one stays named when an older one tries its luck."""
+        """The same directory, opened by Kyogo `version`. The newest stays named when an older one tries its luck."""
         newest = max(self.version, version, key=_numbers)
         return Meta(self.shard, self.key, epoch, newest)
 
@@ -134,7 +135,9 @@ class Directory:
                 f"{self.path} is in use by {holder}; stop that broker first, or name another data directory"
             )
         self._lock = file
-        self._files.write(file, [f"pid {os.getpid()} on {os.uname().nodename}\n".encode().ljust(LOCK_BYTES)], 0)
+        # Who it is is for people only. After a power loss the file may be empty, and on a full disk it then stays so.
+        with suppress(OSError):
+            self._files.write(file, [f"pid {os.getpid()} on {os.uname().nodename}\n".encode().ljust(LOCK_BYTES)], 0)
 
     def _create(self, meta: Meta) -> Meta:
         file = self._files.open(self.of("meta.tmp"), create=True)

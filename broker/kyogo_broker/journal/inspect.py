@@ -11,14 +11,26 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from kyogo_broker.journal.checkpoint import checkpoint_name, checkpoint_number, parse_checkpoint
+from kyogo_broker.journal.checkpoint import checkpoint_name
 from kyogo_broker.journal.codec import decode
-from kyogo_broker.journal.directory import Directory, Meta, read_meta
+from kyogo_broker.journal.directory import Meta
 from kyogo_broker.journal.files import Files
-from kyogo_broker.journal.recovery import opened, segment_numbers
-from kyogo_broker.journal.segment_file import Found, Segment, Walk, look_behind, segment_name
+from kyogo_broker.journal.loading import runs
+from kyogo_broker.journal.offsets import OffsetSet, offsets_of
+from kyogo_broker.journal.scan import (
+    Absent,
+    Damaged,
+    PatientFiles,
+    Scan,
+    SegmentEnd,
+    Torn,
+    Whole,
+    checkpoints,
+    identify,
+)
+from kyogo_broker.journal.segment_file import segment_name
 from kyogo_broker.model.commands import Outcome
-from kyogo_broker.model.errors import BrokerStopError
+from kyogo_broker.model.errors import BrokerStopError, NewerDataError
 from kyogo_broker.model.facts import (
     DeadLettered,
     Fact,
@@ -32,6 +44,7 @@ from kyogo_broker.model.facts import (
 from kyogo_broker.model.message import Batch
 
 RANGES_SHOWN = 10
+TORN = "torn by a crash, or just being written"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,101 +81,70 @@ def describe(directory: Path | str, *, facts: bool = False, files: Files | None 
         facts: name every record and every fact, too; never their bodies.
         files: the file system.
     """
-    yield from _Description(Path(directory), Files() if files is None else files, facts=facts).findings()
+    yield from _Description(Path(directory), PatientFiles() if files is None else files, facts=facts).findings()
 
 
 class _Description:
     def __init__(self, path: Path, files: Files, *, facts: bool) -> None:
         self._files = files
-        self._directory = Directory(files, path)
+        self._path = path
         self._each = facts
         self._queues: dict[int, _Queue] = {}
         self._kinds: Counter[str] = Counter()
-        self._number = 0
-        self._sequence = 0
-        """Segment and sequence of the last record met with."""
-        self._follows = True
-        """Whether the next record should follow that one: not behind damage."""
-        self._gaps: list[tuple[int, int]] = []
-        """Records missing between segments: freed, if a checkpoint contains them."""
+        self._absent: list[Absent] = []
+        """Freed, if a checkpoint contains their records."""
         self._contained = 0
         """Records up to here are contained in the newest whole checkpoint."""
-        self._doubt: dict[str, Any] | None = None
-        """A place that is damage if any record follows, else the torn end of the log."""
 
     def findings(self) -> Iterator[Finding]:
-        path = self._directory.path
+        path = self._path
         try:
-            meta = read_meta(self._files, path)
-            numbers = segment_numbers(self._files, path)
+            meta, what = identify(self._files, path)
         except (OSError, BrokerStopError) as error:
             yield Finding("damage", {"path": str(path), "error": str(error)})
             return
-        yield Finding("directory", {"path": str(path), "format": meta.format, "shard": meta.shard, "epoch": meta.epoch})
-        for number in numbers:
-            try:
-                with opened(self._files, self._directory, meta, number) as segment:
-                    yield from self._segment(segment)
-            except FileNotFoundError:
-                continue  # freed just now by the broker that uses the directory
-            except BrokerStopError as error:
-                yield Finding("damage", {"file": segment_name(number), "byte": 0, "error": str(error)})
-                self._follows = False
-        if self._doubt is not None:
-            yield Finding("torn", self._doubt)
-        yield from self._checkpoints(meta)
-        for first, last in self._gaps:
-            if last > self._contained:
+        if what is not None:
+            yield Finding("damage", {"file": "meta", "error": what})
+        said = {"format": meta.format, "shard": meta.shard, "epoch": meta.epoch, "written_by": meta.version}
+        yield Finding("directory", {"path": str(path), **said})
+        scan = Scan(self._files, path, meta)
+        try:
+            yield from self._log(scan)
+            yield from self._checkpoints(meta)
+        except NewerDataError as error:
+            yield Finding("damage", {"path": str(path), "error": str(error.by(meta.version))})
+            return
+        for absent in self._absent:
+            if absent.last > self._contained:
                 what = "no segment holds them, and no checkpoint contains them"
-                yield Finding("damage", {"records": [first, last], "error": what})
+                yield Finding("damage", {"records": [absent.first, absent.last], "error": what})
         for queue_id, queue in sorted(self._queues.items()):
             yield queue.finding(queue_id)
-        yield Finding("total", {"last_sequence": self._sequence, "facts": dict(self._kinds)})
+        yield Finding("total", {"last_sequence": scan.sequence, "facts": dict(self._kinds)})
 
-    def _segment(self, segment: Segment) -> Iterator[Finding]:
-        name, before, records = segment_name(segment.header.number), self._sequence, 0
+    def _log(self, scan: Scan) -> Iterator[Finding]:
         kinds: Counter[str] = Counter()
-        walk = Walk(self._files, segment, chain=segment.header.anchor)
-        while True:
-            for found in walk:
-                yield from self._place(segment.header.number, found)
-                yield from self._facts(name, found, kinds)
-                records += 1
-            tail = look_behind(self._files, segment, walk.end, self._sequence + 1)
-            if walk.fault is None and tail.dirty_until <= walk.end:
-                break
-            what = walk.fault or "there are bytes, but no record"
-            place = {"file": name, "byte": walk.end, "sequence": self._sequence + 1}
-            if tail.later is None:
-                self._doubt = {**place, "error": f"{what}: torn by a crash, or just being written"}
-                break
-            yield Finding("damage", {**place, "error": f"{what}; the next record begins at byte {tail.later}"})
-            self._follows = False
-            walk = Walk(self._files, segment, start=tail.later, chain=None)
-        self._kinds += kinds
-        sizes = {"bytes": self._files.size(segment.file), "used": walk.end}
-        sequences = [before + 1, self._sequence] if records else []
-        yield Finding(
-            "segment",
-            {"file": name, **sizes, "records": records, "sequences": sequences, "facts": dict(kinds)},
-        )
+        for event in scan:
+            match event:
+                case Whole():
+                    yield from self._record(event, kinds)
+                case Damaged() | Torn():
+                    what = "damage" if isinstance(event, Damaged) else "torn"
+                    place = {"file": segment_name(event.number), "byte": event.byte, "sequence": event.sequence}
+                    why = event.error if isinstance(event, Damaged) else f"{event.error}: {TORN}"
+                    yield Finding(what, {**place, "error": why})
+                case Absent():
+                    self._absent.append(event)
+                case SegmentEnd(sequences=sequences):
+                    sizes = {"bytes": event.bytes, "used": event.used, "records": event.records}
+                    self._kinds += kinds
+                    shown = {"sequences": list(sequences) if sequences else [], "facts": dict(kinds)}
+                    yield Finding("segment", {"file": segment_name(event.number), **sizes, **shown})
+                    kinds.clear()
 
-    def _place(self, number: int, found: Found) -> Iterator[Finding]:
-        """Judge a record by the one before."""
-        sequence = found.head.sequence
-        if self._doubt is not None:
-            yield Finding("damage", self._doubt)
-            self._doubt, self._follows = None, False
-        if self._follows and sequence != self._sequence + 1:
-            if number > self._number + 1:
-                self._gaps.append((self._sequence + 1, sequence - 1))
-            else:
-                missing = f"records {self._sequence + 1} to {sequence - 1} are missing before it"
-                yield Finding("damage", {"file": segment_name(number), "byte": found.offset, "error": missing})
-        self._number, self._sequence, self._follows = number, sequence, True
-
-    def _facts(self, name: str, found: Found, kinds: Counter[str]) -> Iterator[Finding]:
-        place = {"file": name, "byte": found.offset, "sequence": found.head.sequence}
+    def _record(self, record: Whole, kinds: Counter[str]) -> Iterator[Finding]:
+        found = record.found
+        place = {"file": segment_name(record.number), "byte": found.offset, "sequence": found.head.sequence}
         if self._each:
             yield Finding("record", {**place, "epoch": found.head.epoch, "bytes": len(found.payload)})
         try:
@@ -186,42 +168,29 @@ class _Description:
                 queue.name = name
             case QueueDeleted():
                 del self._queues[queue_id]
-            case Published(first_offset=first, batch=batch):
-                queue.stored.append((first, first + batch.count - 1))
-            case Moved(offsets=offsets):
-                queue.stored += [(offset, offset) for offset in offsets]
+            case Published() | Moved():
+                queue.stored.update((first, last) for _, first, last in runs(fact))
             case Settled(outcome=Outcome.ACK, spans=spans):
-                queue.finished += [(span.first_offset, span.first_offset + span.count - 1) for span in spans]
+                queue.finished.update(map(offsets_of, spans))
             case DeadLettered(span=span):
-                queue.finished.append((span.first_offset, span.first_offset + span.count - 1))
+                queue.finished.update((offsets_of(span),))
             case Finished(ranges=ranges):
-                queue.finished += ranges
+                queue.finished.update(ranges)
 
     def _checkpoints(self, meta: Meta) -> Iterator[Finding]:
-        for name in self._files.names(self._directory.path):
-            number = checkpoint_number(name)
-            if number is None:
+        for read in checkpoints(self._files, self._path, meta):
+            name = checkpoint_name(read.number)
+            if read.error is not None:
+                yield Finding("damage", {"file": name, "error": read.error})
                 continue
-            try:
-                file = self._files.open(self._directory.of(checkpoint_name(number)), write=False)
-            except FileNotFoundError:
-                continue
-            try:
-                data = self._files.read(file, self._files.size(file), 0)
-                sections = parse_checkpoint(data, key=meta.key, number=number)
-            except (ValueError, BrokerStopError) as error:
-                yield Finding("damage", {"file": name, "error": str(error)})
-                continue
-            finally:
-                self._files.close(file)
-            sequences = [section.sequence for section in sections]
+            sequences = [section.sequence for section in read.sections]
             self._contained = min(sequences, default=0)
             yield Finding(
                 "checkpoint",
                 {
                     "file": name,
-                    "sections": len(sections),
-                    "bytes": sum(len(section.state) for section in sections),
+                    "sections": len(read.sections),
+                    "bytes": sum(len(section.state) for section in read.sections),
                     "sequences": [min(sequences), max(sequences)] if sequences else [],
                 },
             )
@@ -231,48 +200,18 @@ class _Description:
 class _Queue:
     name: str | None = None
     """None: created before the first record that is left."""
-    stored: list[tuple[int, int]] = field(default_factory=list)
-    finished: list[tuple[int, int]] = field(default_factory=list)
+    stored: OffsetSet = field(default_factory=OffsetSet)
+    finished: OffsetSet = field(default_factory=OffsetSet)
 
     def finding(self, queue_id: int) -> Finding:
-        left = _subtract(_joined(self.stored), _joined(self.finished))
-        shown = [f"{first}-{last}" for first, last in left[:RANGES_SHOWN]]
-        if len(left) > RANGES_SHOWN:
-            shown.append(f"and {len(left) - RANGES_SHOWN} more")
-        count = sum(last - first + 1 for first, last in left)
+        left = self.stored.without(self.finished)
+        ranges = [f"{first}-{last}" for first, last in left]
+        shown = ranges[:RANGES_SHOWN]
+        if len(ranges) > RANGES_SHOWN:
+            shown.append(f"and {len(ranges) - RANGES_SHOWN} more")
         return Finding(
-            "queue", {"queue_id": queue_id, "name": self.name, "unfinished": count, "unfinished_offsets": shown}
+            "queue", {"queue_id": queue_id, "name": self.name, "unfinished": len(left), "unfinished_offsets": shown}
         )
-
-
-def _joined(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The same offsets in as few ranges as there can be, in order."""
-    joined: list[tuple[int, int]] = []
-    for first, last in sorted(ranges):
-        if joined and first <= joined[-1][1] + 1:
-            joined[-1] = (joined[-1][0], max(last, joined[-1][1]))
-        else:
-            joined.append((first, last))
-    return joined
-
-
-def _subtract(ranges: list[tuple[int, int]], taken: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """What of `ranges` is not in `taken`; both joined."""
-    left: list[tuple[int, int]] = []
-    at = 0
-    for first, last in ranges:
-        begin = first
-        while at < len(taken) and taken[at][1] < begin:
-            at += 1
-        for low, high in taken[at:]:
-            if low > last:
-                break
-            if low > begin:
-                left.append((begin, low - 1))
-            begin = high + 1
-        if begin <= last:
-            left.append((begin, last))
-    return left
 
 
 def _shown_fields(value: Any) -> dict[str, Any]:  # noqa: ANN401 - any dataclass

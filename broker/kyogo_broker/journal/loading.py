@@ -71,7 +71,7 @@ class _Missing:
 
     def take_from(self, fact: Published | Moved) -> Iterator[Piece]:
         """The parts of a fact that are missing; they are no more afterwards."""
-        for index, low, high in _runs(fact):
+        for index, low, high in runs(fact):
             for first, last in self._take(low, high):
                 yield Piece(
                     first, fact.batch, index + first - low, last - first + 1, fact.published_unix_ms, fact.dead_letter
@@ -94,7 +94,7 @@ class _Missing:
         return taken
 
 
-def _runs(fact: Published | Moved) -> list[tuple[int, int, int]]:
+def runs(fact: Published | Moved) -> list[tuple[int, int, int]]:
     """(index in the batch, first offset, last offset) of each run of consecutive offsets."""
     if isinstance(fact, Published):
         return [(0, fact.first_offset, fact.first_offset + fact.batch.count - 1)]

@@ -3,6 +3,8 @@
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 
+from kyogo_broker.model.facts import Span
+
 
 class OffsetSet:
     """A set of offsets. Costs by its ranges, not by its members."""
@@ -12,8 +14,7 @@ class OffsetSet:
     def __init__(self, ranges: Iterable[tuple[int, int]] = ()) -> None:
         self._firsts: list[int] = []
         self._lasts: list[int] = []
-        for first, last in ranges:
-            self.add(first, last)
+        self.update(ranges)
 
     def __len__(self) -> int:
         """Offsets in it."""
@@ -37,6 +38,10 @@ class OffsetSet:
         joined = min([first, *firsts[begin:end]]), max([last, *lasts[begin:end]])
         firsts[begin:end], lasts[begin:end] = [joined[0]], [joined[1]]
         return joined[1] - joined[0] + 1 - sum(high - low + 1 for low, high in touched)
+
+    def update(self, ranges: Iterable[tuple[int, int]]) -> int:
+        """Put all of these in; how many offsets of them were not there."""
+        return sum(self.add(first, last) for first, last in ranges)
 
     def remove(self, first: int, last: int) -> None:
         """Take `first` to `last` out, as far as they are in."""
@@ -69,3 +74,8 @@ class OffsetSet:
     def without(self, other: "OffsetSet") -> "OffsetSet":
         """What is in this set and not in the other one."""
         return OffsetSet(part for first, last in self for part in other.missing(first, last))
+
+
+def offsets_of(span: Span) -> tuple[int, int]:
+    """First and last offset of some deliveries."""
+    return span.first_offset, span.first_offset + span.count - 1

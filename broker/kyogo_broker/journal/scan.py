@@ -14,8 +14,8 @@ from pathlib import Path
 
 import google_crc32c
 
-from kyogo_broker.journal.checkpoint import checkpoint_name, checkpoint_number, read_sections
 from kyogo_broker.journal.base import Section
+from kyogo_broker.journal.checkpoint import checkpoint_name, checkpoint_number, read_sections
 from kyogo_broker.journal.directory import Meta, read_meta
 from kyogo_broker.journal.files import Files
 from kyogo_broker.journal.recovery import segment_numbers
@@ -29,7 +29,6 @@ from kyogo_broker.journal.segment_file import (
     Segment,
     Walk,
     look_behind,
-    parse_head,
     segment_name,
 )
 from kyogo_broker.model.errors import BrokerStopError, NewerDataError
@@ -193,8 +192,8 @@ class Scan:
         """Segment and sequence of the last whole record."""
         self._follows = True
         """Whether the next record should follow that one: not behind damage."""
-        self._doubt: Torn | None = None
-        """Damage if any record follows."""
+        self._doubts: list[Torn] = []
+        """Places that are damage if any record follows, else the torn end of the log."""
         self._sizes: set[int] = set()
         """Of whole segments, as they were made."""
 
@@ -209,8 +208,7 @@ class Scan:
                 yield from self._file(number, file)
             finally:
                 self._files.close(file)
-        if self._doubt is not None:
-            yield self._doubt
+        yield from self._doubts
 
     def _file(self, number: int, file: int) -> Iterator[Event]:
         raw, size = self._files.read(file, HEADER_BYTES, 0), self._files.size(file)
@@ -259,8 +257,6 @@ class Scan:
                 records += 1
                 first = first if first else found.head.sequence
                 yield Whole(number, found)
-            if walk.fault is None and walk.end + HEAD_BYTES > size and walk.end >= size:
-                break
             search = walk.end if walk.fault is None or walk.strayed else walk.end + 1
             tail = look_behind(self._files, segment, search, self.sequence)
             if walk.fault is None and tail.dirty_until <= walk.end:
@@ -268,20 +264,17 @@ class Scan:
             what = walk.fault if walk.fault is not None else "there are bytes, but no record"
             if tail.later is None:
                 until = max(tail.dirty_until, min(walk.end + HEAD_BYTES, size))
-                error = f"{what}: torn by a crash, or just being written"
-                yield from self._flush_doubt()
-                self._doubt = Torn(number, walk.end, until, self.sequence + 1, error)
+                self._doubts.append(Torn(number, walk.end, until, self.sequence + 1, what))
                 break
-            next_record = f"{what}; the next record begins at byte {tail.later}"
-            yield from self._flush_doubt()
-            yield self._broken(number, walk.end, tail.later, next_record)
+            yield from self._something_follows()
+            yield self._broken(number, walk.end, tail.later, f"{what}; the next record begins at byte {tail.later}")
             walk = Walk(self._files, segment, start=tail.later, chain=None)
         yield SegmentEnd(number, size, walk.end, records, (first, self.sequence) if records else None)
 
     def _place(self, number: int, found: Found) -> Iterator[Event]:
         """Judge a record by the one before."""
         sequence = found.head.sequence
-        yield from self._flush_doubt()
+        yield from self._something_follows()
         if self._follows and sequence != self.sequence + 1:
             if number > self.number + 1:
                 yield Absent(self.sequence + 1, sequence - 1, (self.number + 1, number - 1))
@@ -290,11 +283,11 @@ class Scan:
                 yield self._broken(number, found.offset, found.offset, missing)
         self.number, self.sequence, self._follows = number, sequence, True
 
-    def _flush_doubt(self) -> Iterator[Event]:
-        """Something follows what might have been the end."""
-        if self._doubt is not None:
-            torn, self._doubt = self._doubt, None
-            yield self._broken(torn.number, torn.byte, torn.until, torn.error.partition(":")[0])
+    def _something_follows(self) -> Iterator[Event]:
+        """What might have been the end is none."""
+        for torn in self._doubts:
+            yield self._broken(torn.number, torn.byte, torn.until, torn.error)
+        self._doubts.clear()
 
     def _broken(self, number: int, byte: int, until: int, error: str) -> Damaged:
         self._follows = False

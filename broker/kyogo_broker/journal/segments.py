@@ -98,7 +98,7 @@ class SegmentJournal:
     stretch = STRETCH_BYTES
     durability = "FSYNC"
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # most callers name two of them
         self,
         path: Path | str,
         settings: SegmentSettings | None = None,

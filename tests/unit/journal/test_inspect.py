@@ -146,8 +146,10 @@ def test_missing_segments_headers_checkpoints_and_meta_are_damage() -> None:
         assert damage.fields["file"] == name
     copy = disk.crash("kept", Random(1))
     copy.unlink(DIR / "meta")
-    (damage,) = describe(DIR, files=copy)
-    assert damage.damaged
+    (damage,) = findings(copy, "damage")
+    assert damage.fields == {"file": "meta", "error": "it is missing"}
+    (queue,) = findings(copy, "queue")
+    assert queue.fields["unfinished"] == 80
 
 
 def test_missing_records_are_damage_unless_a_checkpoint_contains_them() -> None:
