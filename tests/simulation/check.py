@@ -56,6 +56,8 @@ from tests.simulation.network import Edge
 from tests.simulation.shadow import Shadow, Written
 from tests.simulation.world import ViolationError, World
 
+EVERYTHING_EVERY = 16
+"""Turns."""
 SUSPECT_INTERVALS = {"consumer_suspect": 3, "consumer_failed": 10}
 SCHEDULING_US = 60_000
 """Delays of the broker below 50 ms are not counted as its own stall."""
@@ -87,6 +89,9 @@ class Check:
         self._ms = 0
         """Of the last decision, on a clock that no restart moves."""
         self._intervals: dict[int, int] = {}
+        self._turns = 0
+        self._touched: set[int] = set()
+        """Queues of the facts since the last look."""
         self._before: Mapping[type, Callable[[Any, Now], None]] = {
             Publish: self._publish, Settle: self._settle, Started: self._started, StreamEnded: self._ended,
             Detach: self._detach,
@@ -156,6 +161,7 @@ class Check:
     def after(self, shard: Shard, command: Command, step: Step, now: Now) -> None:
         """A command was handled."""
         for fact in step.facts:
+            self._touched.add(getattr(fact, "queue_id", 0))
             note = self._facts.get(type(fact))
             if note is not None:
                 note(fact)
@@ -172,8 +178,8 @@ class Check:
                     self._silent(effect)
                 case ExtendDone() if isinstance(command, Extend):
                     self._extended(command, effect, now)
-        if type(command) is Tick:
-            shard.check_invariants()
+        if type(command) is Tick and self._touched:
+            self._check_turn(shard)
 
     # The edge.
 
@@ -196,6 +202,21 @@ class Check:
     def notice(self, notice: Notice) -> None:
         """What operators are told."""
         self.cover[f"notice: {notice.event}"] += 1
+
+    def _check_turn(self, shard: Shard) -> None:
+        """All that the facts of a turn have touched, and from time to time everything."""
+        state = shard._state
+        self._turns += 1
+        if self._turns % EVERYTHING_EVERY == 0:
+            state.check_invariants()
+        state.leases.check_invariants()
+        for consumer in state.consumers.values():
+            consumer.check_invariants()
+        for queue_id in self._touched:
+            queue = state.queues.get(queue_id)
+            if queue is not None:
+                queue.check_invariants()
+        self._touched.clear()
 
     # Commands.
 

@@ -22,7 +22,7 @@ class Faults:
         self.broker = broker
         self.clients = clients
         self._actor = Actor()
-        self._pace_us = self.world.random.choice((150_000, 400_000, 800_000))
+        self._pace_us = self.world.random.choice((250_000, 500_000, 1_000_000))
         self._kinds: list[tuple[int, Callable[[], None]]] = [
             (3, self._crash), (3, self._fuse), (1, self._error), (1, self._stop), (4, self._freeze), (4, self._slow_disk),
             (4, self._full_disk), (3, self._clock), (12, self._cut), (6, self._delay), (8, self._stall), (3, self._flood),

@@ -76,7 +76,7 @@ class Producers:
         window.keep(stored)
 
     def restarted(self, now_ms: int) -> None:
-        """The time in which no broker ran is nobody's idleness, and when a window was used last is not known durably."""
+        """The time without a broker is nobody's idleness, and when a window was used last is not known durably."""
         for window in self._windows.values():
             window.used_ms = now_ms
 

@@ -68,3 +68,5 @@ class FinishReason(StrEnum):
     DEAD_LETTERED = "dead_lettered"
     PURGED = "purged"
     CANCELLED = "cancelled"
+    LOST = "lost"
+    """It was not to be found when the journal was salvaged."""
