@@ -214,20 +214,22 @@ class Load:
 
     def go(self) -> None:
         """Let it work."""
-        assert self._process.stdin is not None
-        self._process.stdin.write("go\n")
-        self._process.stdin.flush()
+        self._tell("go")
 
     def stop(self) -> None:
         """Tell a load that goes on until it is told to end."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
+        self._tell("stop")
 
     def result(self, progress: Progress = lambda _: None) -> Report:
         """What it reports at the end; `progress` is told how far it is."""
         while (line := self._line())[0] != "{":
             progress(int(line))
         return Report(**json.loads(line))
+
+    def _tell(self, word: str) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(word + "\n")
+        self._process.stdin.flush()
 
     def _expect(self, word: str) -> None:
         line = self._line()

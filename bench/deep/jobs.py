@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Ping:
-    """Asks the broker who it is, again and again, until stdin ends; its latencies are those of the answers."""
+    """Asks the broker who it is, again and again, until it is told to stop; its latencies are those of the answers."""
 
     target: str
     interval_s: float = 0.005

@@ -1,6 +1,6 @@
 """Asks the broker who it is each few milliseconds: how long the answers take is what every client feels.
 
-`python -m bench.deep.ping '{"target": ...}'` goes on until stdin ends, and prints one line of JSON.
+`python -m bench.deep.ping '{"target": ...}'` goes on until it reads a line, and prints one line of JSON.
 """
 
 import asyncio
