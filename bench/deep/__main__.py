@@ -42,7 +42,8 @@ def main(
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     machine, others = describe(), Others()
     console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    text = TextColumn("{task.description}")
+    columns = (SpinnerColumn(), text, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     figures: list[Figure] = []
     with Progress(*columns, console=console, transient=True) as progress:
         bench = Bench(sides=("broker",), quick=False, progress=progress)

@@ -60,6 +60,11 @@ class Worker:
                 await working
         await working
 
+    async def rested(self, seconds: float) -> None:
+        """Until no message has come for a while."""
+        while (left := self.heard_at + seconds - time.monotonic()) > 0:
+            await asyncio.sleep(left)
+
     async def _work(self) -> None:
         with contextlib.suppress(*ENDED, asyncio.CancelledError):
             while True:
@@ -106,11 +111,7 @@ class Churning:
         for number in range(self._job.queues):
             worker = Worker(self._job.target, self._report, self._chance, acks=1)
 
-            async def empty(worker: Worker = worker) -> None:
-                while time.monotonic() - worker.heard_at < REST_S:
-                    await asyncio.sleep(REST_S / 10)
-
-            await worker.live(name_of(number), asyncio.create_task(empty()), politely=True)
+            await worker.live(name_of(number), asyncio.create_task(worker.rested(REST_S)), politely=True)
 
     @property
     def _going(self) -> bool:

@@ -20,6 +20,8 @@ PURGED: Final = 1_000_000
 FAILED: Final = 100_000
 CONSUMERS: Final = 500
 ROUNDS: Final = 3
+BEFORE_S: Final = 0.5
+"""And after a phase: the broker is asked then too."""
 
 
 def holds(bench: Bench, share: float) -> list[Figure]:
@@ -58,7 +60,9 @@ class Phases:
         """Watch while the block runs."""
         began = time.monotonic()
         with pinged(self._server) as pings:
+            time.sleep(BEFORE_S)
             yield
+            time.sleep(BEFORE_S)
         found = self._server.holds(began)
         self._figures += held(self._bench, "holds", found, pings[0], of=f"{name}: ")
 

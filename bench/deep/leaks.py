@@ -47,7 +47,7 @@ def leaks(bench: Bench, minutes: float) -> list[Figure]:
         Figure("leaks", "RSS grown since then", "MB", broker=rss[-1] - rss[0], goal=Goal(GROWTH_MB)),
         Figure("leaks", "RSS grown in the second half", "MB", broker=half[-1] - half[0]),
         *(
-            Figure("leaks", f"{what} more than after the first cycle", "", broker=last[name] - first[name], goal=Goal(0))
+            Figure("leaks", f"{what} more than at first", "", broker=last[name] - first[name], goal=Goal(0))
             for name, what in COUNTS.items()
         ),
         *held(bench, "leaks", holds),

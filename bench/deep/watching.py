@@ -104,7 +104,9 @@ def journal_figures(row: str, seen: Seen, *, live_times: float = 3, spare_mb: fl
     ]  # fmt: skip
 
 
-def held(bench: Bench, row: str, holds: Sequence[dict[str, Any]], pings: Report | None = None, *, of: str = "") -> list[Figure]:
+def held(
+    bench: Bench, row: str, holds: Sequence[dict[str, Any]], pings: Report | None = None, *, of: str = ""
+) -> list[Figure]:
     """How long the loop was held, by its own watch and as others felt it.
 
     The goal is for processor time: on a machine with other people on it the wall counts them too.

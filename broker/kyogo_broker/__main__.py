@@ -1,4 +1,4 @@
-"""The command `broker`: serve, inspect, version. Everything else an operator does goes through `kyogo`."""
+"""The command `broker`: serve, inspect, salvage, version. Everything else an operator does goes through `kyogo`."""
 
 import os
 import sys
@@ -9,6 +9,7 @@ import typer
 
 EXTRAS = "pip install 'kyogo[broker]'"
 EXIT_MISSING = 1
+EXIT_CANNOT = 1
 EXIT_WRONG_SETTINGS = 2
 EXIT_DAMAGED = 4
 OWN_OPTIONS = frozenset({"--help", "-h", "--version", "--install-completion", "--show-completion"})
@@ -57,6 +58,35 @@ def inspect(
 
 
 @cli.command()
+def salvage(
+    directory: Annotated[Path, typer.Argument(help="a damaged data directory; nothing is written to it")],
+    to: Annotated[Path, typer.Argument(help="where the copy goes: a directory that is empty, or not there yet")],
+    *,
+    json: Annotated[bool, typer.Option("--json", help="one JSON object a line")] = False,
+) -> None:
+    """Copy what is whole of a damaged data directory to a new one, and list what is not.
+
+    Ends with 0 if nothing was damaged, with 4 if something was, and with 1 if it could not be done.
+    """
+    from importlib.metadata import version as installed  # noqa: PLC0415  # its name is another command's
+
+    from kyogo_broker.model.errors import BrokerStopError  # noqa: PLC0415  # without the extras `--help` still works
+    from kyogo_broker.salvage import Salvage, shown  # noqa: PLC0415  # the same
+
+    progress = _tell_progress if sys.stderr.isatty() else lambda *_: None
+    damaged = False
+    try:
+        for finding in Salvage(directory, to, version=installed("kyogo"), progress=progress).run():
+            for line in (finding.json(),) if json else shown(finding):
+                typer.echo(line)
+            damaged = damaged or finding.damaged
+    except (BrokerStopError, OSError) as error:
+        sys.stderr.write(f"broker: {error}\n")
+        sys.exit(EXIT_CANNOT)
+    sys.exit(EXIT_DAMAGED if damaged else 0)
+
+
+@cli.command()
 def version() -> None:
     """Show the version."""
     from importlib.metadata import version as installed  # noqa: PLC0415  # its name is this command's
@@ -79,6 +109,12 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         sys.stderr.write(f"broker: {missing} is not installed; the broker needs its extra: {EXTRAS}\n")
         sys.exit(EXIT_MISSING)
+
+
+def _tell_progress(done: int, total: int) -> None:
+    """One line that is written over, on a terminal only."""
+    sys.stderr.write(f"\r{done / (1 << 30):,.1f} of {total / (1 << 30):,.1f} GiB read\033[K\r")
+    sys.stderr.flush()
 
 
 def _serve(flags: dict[str, Any], file: Path | None) -> int:

@@ -1,28 +1,41 @@
-"""When and how a checkpoint is taken: section by section between turns, so that the loop never stops for long.
+"""When and how a checkpoint is taken, and what follows it: all of it in slices between turns.
 
-After it: what the journal no longer needs is freed, and parts that hold little are copied forward, one at a time.
+    sections, a queue after the other -> commit -> what of the journal is live -> free what is not -> copy forward
 
-Only a checkpoint lets anything be freed, and draining a backlog writes little. So while the disk is low they follow
-each other for as long as anything happens: else a disk that a backlog has filled would stay full when it is gone.
+Each queue's section is a picture of one moment, made into bytes later, so that the loop never stops for long, however
+much a queue holds. Messages that are being read back may have been finished meanwhile, and what they stand in must not
+go under the reader: so what was being read when the live ones were counted is waited for. What is asked for afterwards
+stands in parts that count as live, or behind the checkpoint.
+
+Only a checkpoint lets anything be freed, and draining a backlog writes little. So the next one comes soon when anything
+has happened, and sooner while the disk is low: else a disk that a backlog has filled would stay full when it is gone.
 """
 
 from collections import deque
+from collections.abc import Callable, Collection, Generator
 from concurrent.futures import Future, wait
 
 from kyogo_broker.clock import Clock
 from kyogo_broker.core.shard import Shard
-from kyogo_broker.journal.base import CheckpointWriter, Journal
+from kyogo_broker.journal.base import Journal
 from kyogo_broker.model.commands import CopyForward
-from kyogo_broker.recovery import queue_section, shard_section
+from kyogo_broker.recovery import queue_section_in_slices, shard_section
 
-CHECKPOINT_BYTES = 192 << 20
-"""Journal written since the last checkpoint that makes the next one due: a tail that is replayed in about a second."""
+CHECKPOINT_BYTES = 64 << 20
+"""Journal written since the last checkpoint that makes the next one due: what a busy queue leaves on the disk although
+nobody needs it, and a tail that is replayed in a third of a second."""
 CHECKPOINT_FACTS = 40_000
 """The same for many small facts, at some 10 us a fact."""
+PAUSE_SECONDS = 15.0
+"""After it whatever happened is enough for another one."""
+LOW_DISK_PAUSE_SECONDS = 2.0
+"""The same while the disk is low."""
+PAUSE_TIMES = 50
+"""The pause is at least so many times what the last checkpoint took: 2% of the broker's time."""
 SLICE_SECONDS = 0.004
 """Work on a checkpoint between two turns."""
-LOW_DISK_PAUSE_SECONDS = 2.0
-"""From one checkpoint to the next while the disk is low."""
+COUNTED_ROWS = 500
+"""Rows of extents between two looks at the clock."""
 
 
 class Checkpointing:
@@ -34,13 +47,14 @@ class Checkpointing:
         self._clock = clock
         self._bytes = 0
         self._facts = 0
-        self._writer: CheckpointWriter | None = None
-        self._queues: deque[int] = deque()
-        self._oldest = 0
+        self._work: Generator[None, None, None] | None = None
+        """A checkpoint and what follows it; yields when something else may have its turn."""
+        self._waiting = False
         self._commit: Future[None] | None = None
+        self._loads: Collection[int] = ()
         self._copy: deque[tuple[int, int]] = deque()
         self._disk_low = False
-        self._began = 0.0
+        self._began = self._took = 0.0
 
     def wrote(self, *, size: int, facts: int) -> None:
         """A record was appended."""
@@ -54,80 +68,95 @@ class Checkpointing:
     @property
     def under_way(self) -> bool:
         """Whether `advance` has something to do now."""
-        return self._writer is not None or self._is_due()
+        return self._is_due() if self._work is None else not self._waiting
 
-    def advance(self, *, loads: int) -> None:
+    def advance(self, *, loads: Collection[int]) -> None:
         """Do a slice. Everything that the shard holds must be in the journal.
 
         Args:
-            loads: reads of the journal that are under way; what they read must not be freed under them.
+            loads: ids of the reads of the journal that are under way.
         """
-        if self._commit is not None:
-            if self._commit.done() and not loads:
-                self._committed(self._commit)
-            return
-        if self._writer is None:
+        self._loads = loads
+        if self._work is None:
             if not self._is_due():
                 return
-            self._begin()
-        self._write(SLICE_SECONDS)
+            self._work = self._take()
+        until = self._clock.seconds() + SLICE_SECONDS
+        while self._go_on() and not self._waiting and self._clock.seconds() < until:
+            pass
 
     def finish(self) -> None:
-        """Take a whole checkpoint now, and wait for it: before the broker stops."""
-        self._wait()
-        if self._writer is None and self._facts:
-            self._begin()
-        if self._writer is not None:
-            self._write(float("inf"))
-        self._wait()
+        """Take a whole checkpoint now, and wait for it: before the broker stops, when nothing is read any more."""
+        self._loads = ()
+        self._complete()
+        if self._facts:
+            self._work = self._take()
+            self._complete()
 
-    def _committed(self, commit: Future[None]) -> None:
-        """A checkpoint is durable, or could not be: then the one before holds, and another one is tried later."""
-        self._commit = None
-        failure = commit.exception()
-        if failure is None:
-            self._free()
-        elif not isinstance(failure, OSError):
-            raise failure
-
-    def _wait(self) -> None:
-        if self._commit is not None:
-            wait((self._commit,))
-            self._committed(self._commit)
+    def _complete(self) -> None:
+        while self._go_on():
+            if self._commit is not None:
+                wait((self._commit,))
 
     def next_copy(self) -> CopyForward | None:
         """The next part of the journal to copy forward, when the one before is done."""
-        return CopyForward(*self._copy.popleft()) if self._copy else None
+        return CopyForward(*self._copy.popleft()) if self._copy and not self._shard.copying else None
 
     def _is_due(self) -> bool:
-        if self._commit is not None:
+        if self._bytes >= CHECKPOINT_BYTES or self._facts >= CHECKPOINT_FACTS:
+            return True
+        if not self._facts:
             return False
-        if self._disk_low and self._facts:
-            return self._clock.seconds() >= self._began + LOW_DISK_PAUSE_SECONDS
-        return self._bytes >= CHECKPOINT_BYTES or self._facts >= CHECKPOINT_FACTS
+        pause = LOW_DISK_PAUSE_SECONDS if self._disk_low else max(PAUSE_SECONDS, PAUSE_TIMES * self._took)
+        return self._clock.seconds() >= self._began + pause
 
-    def _begin(self) -> None:
-        self._bytes = self._facts = 0
+    def _go_on(self) -> bool:
+        """One step; whether there is another one."""
+        if self._work is not None:
+            try:
+                next(self._work)
+            except StopIteration:
+                self._work = None
+        return self._work is not None
+
+    def _until(self, condition: Callable[[], bool]) -> Generator[None, None, None]:
+        """Wait for something that happens elsewhere."""
+        self._waiting = True
+        while not condition():
+            yield
+        self._waiting = False
+
+    def _take(self) -> Generator[None, None, None]:
+        """A checkpoint, from its beginning to the end."""
         self._began = self._clock.seconds()
-        self._writer = self._journal.begin_checkpoint()
-        self._queues = deque(self._shard.queue_ids())
-        self._oldest = self._journal.sequence - 1
-        self._writer.add(shard_section(self._shard, self._oldest))
-
-    def _write(self, seconds: float) -> None:
-        assert self._writer is not None
-        until = self._clock.seconds() + seconds
-        while self._queues:
-            section = queue_section(self._shard, self._queues.popleft(), self._journal.sequence - 1)
+        self._bytes = self._facts = 0
+        oldest = self._journal.sequence - 1
+        writer = self._journal.begin_checkpoint()
+        writer.add(shard_section(self._shard, oldest))
+        for queue_id in self._shard.queue_ids():
+            section = yield from queue_section_in_slices(self._shard, queue_id, self._journal.sequence - 1)
             if section is not None:
-                self._writer.add(section)
-            if self._clock.seconds() >= until:
-                return
-        self._commit = self._writer.commit()
-        self._writer = None
+                writer.add(section)
+            yield
+        self._took = self._clock.seconds() - self._began
+        commit = self._commit = writer.commit()
+        yield from self._until(commit.done)
+        self._commit = None
+        failure = commit.exception()
+        if failure is None:
+            yield from self._free(oldest)
+        elif not isinstance(failure, OSError):
+            raise failure
+        # Else the one before holds, and another one is tried later.
 
-    def _free(self) -> None:
+    def _free(self, below: int) -> Generator[None, None, None]:
+        """Give back what the checkpoint made useless."""
         live: dict[int, int] = {}
-        for position, size in self._shard.live_bytes():
-            live[position] = live.get(position, 0) + size
-        self._copy = deque(self._journal.free(below=self._oldest, live=live))
+        for count, (position, size) in enumerate(self._shard.live_bytes(), 1):
+            part = self._journal.part_of(position)
+            live[part] = live.get(part, 0) + size
+            if count % COUNTED_ROWS == 0:
+                yield
+        reading = frozenset(self._loads)
+        yield from self._until(lambda: reading.isdisjoint(self._loads))
+        self._copy = deque(self._journal.free(below=below, live=live))

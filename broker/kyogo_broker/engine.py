@@ -21,15 +21,18 @@ from kyogo_broker.journal.loading import load
 from kyogo_broker.model.commands import Command, Loaded, SetPressure, Tick
 from kyogo_broker.model.effects import Effect, Load, Notice
 from kyogo_broker.model.errors import BrokerStopError, Refusal
-from kyogo_broker.model.facts import Fact, Moved
+from kyogo_broker.model.facts import Fact, Moved, Published
 from kyogo_broker.model.now import Now
 from kyogo_broker.model.stats import COMMIT_BOUNDS_SECONDS, EngineStats, Histogram, QueueStats, ShardStats
 
 PORT_COMMANDS_MAX = 256
 """Commands of one connection in the inbox: enough to keep a pipeline full during one commit."""
 PORT_BYTES_MAX = 4 << 20
-RECORD_BYTES_SOFT = 4 << 20
-"""Commands taken into one turn; with the largest request on top a record stays below its maximum."""
+RECORD_BYTES_SOFT = 2 << 20
+"""Messages written in one turn, after which it takes nothing more. One command adds 8 MiB at most (the largest frame or
+a row of extents that is copied forward) and letters 5 MiB: a record stays below the journal's 16 MiB."""
+TURN_SECONDS = 0.006
+"""Commands are handled for so long in one turn; the rest have the next one, and others a look at the loop between."""
 PENDING_FACTS_MAX = 512
 """Facts that nobody waits for, after which they are written all the same."""
 PENDING_MS_MAX = 1_000
@@ -85,7 +88,8 @@ class Engine:
         self._memory_high = memory_high
         self._checkpointing = Checkpointing(shard, journal, clock)
         self._reader = ThreadPoolExecutor(1, "journal-read") if reader is None else reader
-        self._loads = 0
+        self._loads: set[int] = set()
+        """Reads of the journal that are under way, by id."""
         self._ports: dict[int, _Port] = {}
         self._last_port = 0
         self._inbox: list[tuple[Command, _Port | None, int]] = []
@@ -231,11 +235,17 @@ class Engine:
         self._check_pressure(now)
         effects: list[Effect] = []
         facts: list[Fact] = []
-        taken = self._take()
-        for command, _, _ in taken:
+        taken, self._inbox, written = self._inbox, [], 0
+        until = self._clock.seconds() + TURN_SECONDS
+        for number, (command, _, _) in enumerate(taken, 1):
             step = self._shard.handle(command, now)
             facts += step.facts
             effects += step.effects
+            written += sum(len(fact.batch.wire) for fact in step.facts if isinstance(fact, Published | Moved))
+            if written >= RECORD_BYTES_SOFT or self._clock.seconds() >= until:
+                self._inbox = taken[number:] + self._inbox
+                del taken[number:]
+                break
         step = self._shard.handle(Tick(), now)
         facts += step.facts
         effects += step.effects
@@ -250,21 +260,9 @@ class Engine:
             self._release(effect)
         if not self._pending:
             self._checkpointing.advance(loads=self._loads)
-            if not self._loads:
-                copy = self._checkpointing.next_copy()
-                if copy is not None:
-                    self.submit_now(copy)
-
-    def _take(self) -> list[tuple[Command, _Port | None, int]]:
-        """What waits, up to the size of a record; each connection has bounded itself."""
-        inbox, self._inbox = self._inbox, []
-        total = 0
-        for index, (_, _, size) in enumerate(inbox):
-            total += size
-            if total >= RECORD_BYTES_SOFT:
-                self._inbox = inbox[index + 1 :]
-                return inbox[: index + 1]
-        return inbox
+            copy = self._checkpointing.next_copy()
+            if copy is not None:
+                self.submit_now(copy)
 
     async def _append(self, facts: list[Fact], now: Now) -> None:
         """Make durable what somebody waits for, and what came before it."""
@@ -300,10 +298,10 @@ class Engine:
         kind = type(effect)
         if kind is Load:
             assert isinstance(effect, Load)
-            self._loads += 1
+            self._loads.add(effect.load_id)
             task = self._reader.submit(load, self._journal, effect)
             loop = asyncio.get_running_loop()
-            task.add_done_callback(lambda done: loop.call_soon_threadsafe(self._loaded, done))
+            task.add_done_callback(lambda done: loop.call_soon_threadsafe(self._loaded, effect.load_id, done))
         elif kind is Notice:
             assert isinstance(effect, Notice)
             self._on_notice(effect)
@@ -312,8 +310,8 @@ class Engine:
             if port is not None:
                 port.sink.take(effect)
 
-    def _loaded(self, done: Future[Loaded]) -> None:
-        self._loads -= 1
+    def _loaded(self, load_id: int, done: Future[Loaded]) -> None:
+        self._loads.discard(load_id)
         if done.cancelled():
             return
         error = done.exception()

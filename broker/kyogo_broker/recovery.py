@@ -1,6 +1,8 @@
 """From a journal to a shard: the newest checkpoint, then every record behind it."""
 
+from collections.abc import Generator
 from dataclasses import dataclass
+from typing import Any
 
 from pydantic import TypeAdapter
 
@@ -9,7 +11,7 @@ from kyogo_broker.core.limits import ShardConfig
 from kyogo_broker.core.shard import Shard
 from kyogo_broker.journal.base import Journal, Section
 from kyogo_broker.journal.codec import decode, encode
-from kyogo_broker.journal.columns import decode_section, encode_section
+from kyogo_broker.journal.columns import decode_section, encode_in_slices, encode_section
 from kyogo_broker.model.errors import NewerDataError
 from kyogo_broker.model.settings import QueueSettings
 
@@ -61,13 +63,20 @@ def recover(journal: Journal, config: ShardConfig, *, seed: int, clock: Clock) -
 def restore(shard: Shard, sections: tuple[Section, ...]) -> int:
     """Take in a checkpoint; returns the sequence behind which the journal is to be replayed."""
     for section in sorted(sections, key=lambda section: section.queue_id):
-        state = decode_section(section.state)
-        if section.queue_id == SHARD_SECTION:
+        state, settings = section_state(section)
+        if settings is None:
             shard.restore_shard(section.sequence, state)
         else:
-            settings = _settings.validate_python(state.pop("settings"))
             shard.restore_queue(section.queue_id, section.sequence, state, settings)
     return min((section.sequence for section in sections), default=0)
+
+
+def section_state(section: Section) -> tuple[dict[str, Any], QueueSettings | None]:
+    """What a section holds, and the settings if it is a queue's."""
+    state = decode_section(section.state)
+    if section.queue_id == SHARD_SECTION:
+        return state, None
+    return state, _settings.validate_python(state.pop("settings"))
 
 
 def shard_section(shard: Shard, sequence: int) -> Section:
@@ -77,9 +86,20 @@ def shard_section(shard: Shard, sequence: int) -> Section:
 
 def queue_section(shard: Shard, queue_id: int, sequence: int) -> Section | None:
     """A queue's section, as of the record `sequence`; None if it was deleted."""
-    found = shard.snapshot_queue(queue_id)
+    making = queue_section_in_slices(shard, queue_id, sequence)
+    while True:
+        try:
+            next(making)
+        except StopIteration as done:
+            section: Section | None = done.value
+            return section
+
+
+def queue_section_in_slices(shard: Shard, queue_id: int, sequence: int) -> Generator[None, None, Section | None]:
+    """The same, as of its first step; yields after about a millisecond's work, returns the section."""
+    found = shard.freeze_queue(queue_id)
     if found is None:
         return None
     state, settings = found
     state["settings"] = _settings.dump_python(settings, mode="json")
-    return Section(queue_id, sequence, encode_section(state))
+    return Section(queue_id, sequence, (yield from encode_in_slices(state)))

@@ -168,7 +168,8 @@ class Cast:
         self._directory = directory
         self._chance = random.Random(f"{seed}-cast")
         self._seed = seed
-        self._closing = False
+        self._done: set[str] = set()
+        """Places that are not filled again."""
         self.producers = [
             self._python("producer", "stream-1", "--mode", "stream", "--rate", str(rate * 0.35), "--poison"),
             self._python("producer", "stream-2", "--mode", "stream", "--rate", str(rate * 0.25)),
@@ -216,7 +217,7 @@ class Cast:
             await asyncio.sleep(LOOK_SECONDS)
             for place in self.places:
                 place.look()
-                if place.process is not None and not place.running and not self._closing:
+                if place.process is not None and not place.running and place.name not in self._done:
                     self._ended(place)
 
     def _ended(self, place: Place) -> None:
@@ -236,7 +237,8 @@ class Cast:
 
     async def leave(self, places: Sequence[Place], seconds: float) -> None:
         """Tell processes to finish, and wait for it."""
-        self._closing = True
+        await until(lambda: all(place.running for place in places), "every place is filled", seconds)
+        self._done.update(place.name for place in places)
         for place in places:
             place.leaving = True
             if place.process is not None and place.process.running:
@@ -250,7 +252,7 @@ class Cast:
 
     async def close(self) -> None:
         """End everybody at once. Idempotent."""
-        self._closing = True
+        self._done.update(place.name for place in self.places)
         for place in self.places:
             if place.process is not None:
                 place.process.kill()

@@ -34,6 +34,8 @@ BACKOFF_SECONDS = 0.6
 DETACH_AFTER_SECONDS = (3.0, 15.0)
 LEAVE_SECONDS = 5.0
 LOOK_SECONDS = 0.1
+POISON_SECONDS = 0.1
+"""So that the broker knows that it has begun, and charges the loss."""
 REPEAT_SHARE = 0.05
 OUTCOMES = {"ACK": pb.OUTCOME_ACK, "RETRY": pb.OUTCOME_RETRY, "RELEASE": pb.OUTCOME_RELEASE,
             "DEAD_LETTER": pb.OUTCOME_DEAD_LETTER}  # fmt: skip
@@ -280,6 +282,7 @@ class Stream:
         if held.queue.endswith(".dlq"):
             do = "ok"
         if do == "poison":
+            await asyncio.sleep(POISON_SECONDS)
             os._exit(EXIT_POISONED)
         await asyncio.sleep(chance.uniform(0.2, 0.6) if do == "slow" else chance.uniform(0.0, 0.02))
         if do == "extend":

@@ -22,6 +22,7 @@ FAILOVER_BOUND_MS = 3_000
 RECOVER_SECONDS = 15.0
 SILENCES_MAX = 3
 DISK_SECONDS = 1.5
+FILL_SECONDS = 0.05
 BACKLOG_ROOM_BYTES = 96 * MEGABYTE
 BACKLOG_BODY = b"b" * (900 << 10)
 
@@ -129,30 +130,22 @@ class Faults:
 
     async def disk_low(self) -> None:
         """Below what the broker wants: it refuses, goes on settling, and takes messages again by itself."""
-        assert self._disk is not None
         async with self._alone, self._fault("disk", "disk", "disk low") as fault, self._probe() as probe:
-            self._disk.fill(leave=MIN_FREE_BYTES - 8 * MEGABYTE)
-            try:
+            async with self._filled(leave=MIN_FREE_BYTES - 8 * MEGABYTE):
                 await probe.refused("DISK_LOW")
                 await self._settles_on(probe)
-            finally:
-                self._disk.clear()
             await probe.accepted(RECOVER_SECONDS)
             fault.effect("refused, settled on, and took messages again")
 
     async def disk_full(self) -> None:
         """Nothing is left at all, and the broker dies and has to come back like this."""
-        assert self._disk is not None
         async with self._alone, self._fault("disk", "disk", "disk full") as fault, self._probe() as probe:
-            self._disk.fill(leave=0)
-            try:
+            async with self._filled(leave=0):
                 await probe.refused("DISK_LOW")
                 self._cast.broker.kill()
                 await self._cast.broker.start()
                 await probe.refused("DISK_LOW")
                 await self._settles_on(probe)
-            finally:
-                self._disk.clear()
             await probe.accepted(RECOVER_SECONDS)
             fault.effect("restarted on a full disk, settled on, and took messages again")
 
@@ -167,6 +160,25 @@ class Faults:
             finally:
                 self._disk.clear()
             fault.effect(f"{stored} messages filled the disk, were drained, and it took messages again")
+
+    @asynccontextmanager
+    async def _filled(self, *, leave: int) -> AsyncIterator[None]:
+        """Whatever the broker gives back is taken away, too."""
+        disk = self._disk
+        assert disk is not None
+
+        async def fill() -> None:
+            while True:
+                disk.fill(leave=leave)
+                await asyncio.sleep(FILL_SECONDS)
+
+        filling = asyncio.create_task(fill())
+        try:
+            yield
+        finally:
+            filling.cancel()
+            await asyncio.gather(filling, return_exceptions=True)
+            disk.clear()
 
     @asynccontextmanager
     async def _probe(self) -> AsyncIterator[Probe]:

@@ -46,12 +46,14 @@ class Operator:
         self._recorder.write("queue", queue=ORDERS, what="updated", settings={})
 
     async def _pause(self, admin: Client) -> None:
-        await admin.pause_queue(IMAGES)
-        self._recorder.write("queue", queue=IMAGES, what="paused")
-        await asyncio.sleep(self._chance.uniform(0.1, 0.5))
-        await self.unpause()
+        try:
+            await admin.pause_queue(IMAGES)
+            self._recorder.write("queue", queue=IMAGES, what="paused")
+            await asyncio.sleep(self._chance.uniform(0.1, 0.5))
+        finally:
+            await self._unpause()  # also when nobody knows whether it was paused
 
-    async def unpause(self) -> None:
+    async def _unpause(self) -> None:
         """Until it is so."""
         while True:
             try:

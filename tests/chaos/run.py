@@ -31,6 +31,7 @@ STATS_SECONDS = 1.0
 FINISH_SECONDS = 60.0
 DRAIN_SECONDS = 120.0
 LEAVE_SECONDS = 30.0
+FAILURES_SHOWN = 10
 OPERATIONS = (
     "publish again", "published ok", "published refused", "published unknown", "published again ok", "attached",
     "started", "prefetch", "revoked LOST", "extended OK", "extended STALE", "ended detached", "ended lost", "detach",
@@ -87,7 +88,7 @@ class Run:
             await self._cast.close()
         self._say("checking the history")
         report = check(read(self._settings.directory), self._expectations())
-        gaps = (*trouble, *self._cast.failures, *report.gaps)
+        gaps = (*trouble, *self._cast.failures[:FAILURES_SHOWN], *(() if trouble else report.gaps))
         return Report(report.violations, gaps, report.figures, report.seconds, tuple(self.notes))
 
     def _expectations(self) -> Expectations:
@@ -164,8 +165,11 @@ class Run:
     async def _finish(self) -> None:
         for place in self._cast.places:
             place.proxy.go_on()
-        await self._restart()
         broker = self._cast.broker
+        self._recorder.write("fault", id="last", kind="stop", target="broker", name="last restart")
+        await self._restart()
+        self._recorder.write("effect", id="last", what=broker.node)
+        self._recorder.write("over", id="last")
         self._recorder.write("resources", who=broker.node, when="before", **figures_of(broker))
         self._say("no more faults: the producers finish")
         await asyncio.sleep(WARM_UP_SECONDS)

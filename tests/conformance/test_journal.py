@@ -186,6 +186,15 @@ def test_gives_back_the_newest_checkpoint(journal: Journal, make: Make, written:
     again.close()
 
 
+def live_at(journal: Journal, *positions: int) -> dict[int, int]:
+    """A message of 1000 bytes at each position, as `free` wants to know it."""
+    live: dict[int, int] = {}
+    for position in positions:
+        part = journal.part_of(position)
+        live[part] = live.get(part, 0) + 1000
+    return live
+
+
 @pytest.mark.parametrize("how", ["abandoned", "not committed"])
 def test_a_checkpoint_counts_only_when_committed(journal: Journal, make: Make, written: Written, how: str) -> None:
     written.append(journal, 10, 10)
@@ -207,9 +216,7 @@ def test_frees_what_nobody_needs(journal: Journal, make: Make, written: Written)
     before = journal.stats()
     take_checkpoint(journal, Section(0, 90, b"state"))
     kept = written.positions[50]
-    assert journal.free(below=90, live={kept: 1000, written.positions[95]: 1000}) == [
-        (kept >> 32 << 32, ((kept >> 32) + 1) << 32)
-    ]
+    assert journal.free(below=90, live=live_at(journal, kept, written.positions[95])) == []
     assert journal.stats().segments < before.segments / 3
     assert journal.read_many([(kept, 0)])[0].payload == written.payloads[50]
     journal, recovered = reopened(journal, make)
@@ -232,15 +239,19 @@ def test_frees_nothing_that_a_checkpoint_does_not_contain(journal: Journal, writ
         assert journal.read_many([(written.positions[sequence], 0)])[0].sequence == sequence
 
 
-def test_names_what_holds_less_than_a_quarter(journal: Journal, written: Written) -> None:
+def test_names_what_holds_the_least_once_the_journal_is_three_times_what_is_live(
+    journal: Journal, written: Written
+) -> None:
     written.append(journal, *[1000] * 60)
-    number = written.positions[20] >> 32
-    inside = [position for position in written.positions.values() if position >> 32 == number]
-    few, many = dict.fromkeys(inside[:1], 1000), dict.fromkeys(inside[:3], 1000)
-    others = {position: 1000 for position in written.positions.values() if position >> 32 != number}
-    assert journal.free(below=60, live=others | many) == []
-    assert journal.free(below=60, live=others | few) == [(number << 32, (number + 1) << 32)]
-    assert journal.free(below=10, live=others | few) == []
+    parts = sorted({journal.part_of(position) for position in written.positions.values()})
+    sparse, dense = parts[:3], parts[3:]
+    full = dict.fromkeys(dense, 4000)
+    assert journal.free(below=60, live=full | dict.fromkeys(sparse, 400)) == []
+    assert journal.free(below=10, live=dict.fromkeys(parts, 400)) == []
+    named = journal.free(below=60, live={part: 400 + part for part in parts})
+    assert 0 < len(named) < len(parts) - 1
+    assert [low for low, _ in named] == [part << 32 for part in parts[: len(named)]]
+    assert all(high - low == 1 << 32 for low, high in named)
 
 
 def test_the_records_being_written_to_are_never_freed(journal: Journal, make: Make, written: Written) -> None:

@@ -183,7 +183,9 @@ def delivered(driver: Driver) -> dict[tuple[int, int], bytes]:
                 assert place not in got, "delivered twice"
                 got[place] = bytes(run.wire)[at : at + size]
                 at += size
-            driver.do(Settle(port, (Settlement(Outcome.ACK, fences((run.first_fence, run.first_fence + run.count - 1))),)))
+            driver.do(
+                Settle(port, (Settlement(Outcome.ACK, fences((run.first_fence, run.first_fence + run.count - 1))),))
+            )
         seen = len(given)
         driver.shard.check_invariants()
         dues = [due for queue in queues.values() if (due := queue.delayed.next_due_ms()) is not None]

@@ -11,6 +11,7 @@ import asyncio
 import json
 import sys
 import time
+from typing import Any
 
 import grpc
 
@@ -22,45 +23,61 @@ PAUSE_SECONDS = 0.005
 BEAT_SECONDS = 0.5
 
 
+class Consumer:
+    """A consumer of one message at a time, which has heartbeats beside it."""
+
+    def __init__(self, stub: BrokerServiceStub) -> None:
+        self._call = stub.Consume()
+        self._writing = asyncio.Lock()
+
+    async def attach(self) -> None:
+        await self._write(attach=pb.Attach(subscriptions=[pb.Subscription(queue=QUEUE)]))
+
+    async def beat(self) -> None:
+        """Live."""
+        while True:
+            await asyncio.sleep(BEAT_SECONDS)
+            await self._write(heartbeat=pb.ConsumerHeartbeat())
+
+    async def settle(self) -> int:
+        """Take one frame and settle what is in it; how many were settled by it."""
+        frame = await self._call.read()
+        assert isinstance(frame, pb.ConsumeResponse), "the stream ended"
+        assert not frame.revokes, frame.revokes
+        ranges = [
+            pb.FenceRange(first=run.first_fence, last=run.first_fence + len(run.messages) - 1)
+            for run in frame.deliveries
+        ]
+        if ranges:
+            await self._write(settlements=[pb.Settlement(outcome=pb.OUTCOME_ACK, ranges=ranges)])
+        for result in frame.settled:
+            assert result.status == pb.SETTLE_STATUS_OK, result
+        return sum(result.range.last - result.range.first + 1 for result in frame.settled)
+
+    async def _write(self, **parts: Any) -> None:
+        async with self._writing:
+            await self._call.write(pb.ConsumeRequest(**parts))
+
+
 async def main(address: str) -> None:
     async with grpc.aio.insecure_channel(address) as channel:
         stub = BrokerServiceStub(channel)
         await stub.Publish(publish(0), wait_for_ready=True)
-        publishing, consuming = stub.PublishStream(), stub.Consume()
-        await consuming.write(pb.ConsumeRequest(attach=pb.Attach(subscriptions=[pb.Subscription(queue=QUEUE)])))
-        beating = asyncio.create_task(beat(consuming))
+        publishing, consumer = stub.PublishStream(), Consumer(stub)
+        await consumer.attach()
+        beating = asyncio.create_task(consumer.beat())
         number, settled = 0, 0
         while not beating.done():
             number += 1
             await publishing.write(publish(number))
             answer = await publishing.read()
+            assert isinstance(answer, pb.PublishResponse), "the stream ended"
             assert not answer.HasField("error"), answer.error
             while settled <= number:  # the one from before the stream, too
-                settled += await settle(consuming)
+                settled += await consumer.settle()
             line(served=time.monotonic())
             await asyncio.sleep(PAUSE_SECONDS)
-
-
-async def beat(consuming) -> None:
-    """Live."""
-    while True:
-        await asyncio.sleep(BEAT_SECONDS)
-        await consuming.write(pb.ConsumeRequest(heartbeat=pb.ConsumerHeartbeat()))
-
-
-async def settle(consuming) -> int:
-    """Take one frame and settle what is in it; how many were settled by it."""
-    frame = await consuming.read()
-    assert isinstance(frame, pb.ConsumeResponse), "the stream ended"
-    ranges = [
-        pb.FenceRange(first=run.first_fence, last=run.first_fence + len(run.messages) - 1) for run in frame.deliveries
-    ]
-    assert not frame.revokes, frame.revokes
-    if ranges:
-        await consuming.write(pb.ConsumeRequest(settlements=[pb.Settlement(outcome=pb.OUTCOME_ACK, ranges=ranges)]))
-    for result in frame.settled:
-        assert result.status == pb.SETTLE_STATUS_OK, result
-    return sum(result.range.last - result.range.first + 1 for result in frame.settled)
+        await beating
 
 
 def publish(number: int) -> pb.PublishRequest:

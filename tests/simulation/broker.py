@@ -63,7 +63,7 @@ class Broker:
         self._edges: list[Edge] = []
         self._task: asyncio.Task[None] | None = None
         self._settings = SegmentSettings(
-            segment_bytes=world.random.choice((48, 64, 160)) << 10,
+            segment_bytes=world.random.choice((96, 112, 160)) << 10,
             max_record_bytes=MAX_RECORD_BYTES,
             reserve_segments=world.between(1, 2),
             min_free_bytes=128 << 10,
@@ -151,10 +151,16 @@ class Broker:
 
     def freeze(self, duration: int) -> None:
         """Stop the whole process for a while."""
+        since = max(self.world.now, self.process.frozen_until)
         until = self.world.now + duration
-        if until > self.process.frozen_until:
+        if until > since:
             self.process.frozen_until = until
-            self.check.froze(self.world.now, until)
+            self.check.froze(since, until)
+
+    def thaw(self) -> None:
+        """Let it go on at once."""
+        self.process.frozen_until = min(self.process.frozen_until, self.world.now)
+        self.check.thawed(self.world.now)
 
     def stop(self) -> None:
         """As on SIGTERM: drain, then end with a checkpoint."""

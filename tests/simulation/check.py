@@ -44,6 +44,7 @@ from kyogo_broker.model.facts import (
     Finished,
     Lost,
     Moved,
+    Published,
     QueueCreated,
     QueueDeleted,
     QueueUpdated,
@@ -98,7 +99,7 @@ class Check:
         }  # fmt: skip
         self._facts: Mapping[type, Callable[[Any], None]] = {
             QueueCreated: self._queue_created, QueueUpdated: self._queue_updated, QueueDeleted: self._queue_deleted,
-            Finished: self._purged, Retried: self._retried, Lost: self._lost,
+            Finished: self._purged, Retried: self._retried, Lost: self._lost, Published: self._published,
         }  # fmt: skip
 
     # Lives.
@@ -131,6 +132,10 @@ class Check:
     def froze(self, since: int, until: int) -> None:
         """The process stands still for a while."""
         self._frozen.append((since, until))
+
+    def thawed(self, now: int) -> None:
+        """It goes on earlier than was said."""
+        self._frozen = [(since, min(until, now)) for since, until in self._frozen if since < now]
 
     # The journal.
 
@@ -176,6 +181,8 @@ class Check:
                     self.ledger.sessions[effect.port].ended = True
                 case Notice() if effect.event in SUSPECT_INTERVALS:
                     self._silent(effect)
+                case PublishDone() if effect.refusal is None:
+                    self.ledger.requests[effect.tag].gone = False
                 case ExtendDone() if isinstance(command, Extend):
                     self._extended(command, effect, now)
         if type(command) is Tick and self._touched:
@@ -260,6 +267,10 @@ class Check:
                 self.ledger.extended(session, fence, result.status, self._ms + command.extension_ms)
 
     # Facts and effects.
+
+    def _published(self, fact: Published) -> None:
+        if fact.dead_letter is None:
+            self.ledger.of_message[HEAD.unpack_from(fact.batch.wire)[0]].placed = fact.first_offset
 
     def _queue_created(self, fact: QueueCreated) -> None:
         self._names[fact.queue_id] = fact.name
@@ -388,11 +399,7 @@ class Check:
 
     def _check_whereabouts(self, request: Request, index: int, track: Track | None, letters: set[int]) -> None:
         ledger, number = self.ledger, request.first + index
-        first = request.answer or next(
-            (t.offset - n for n in range(len(request.sizes)) if (t := ledger.tracks.get((request.queue, request.first + n)))),
-            0,
-        )
-        if (request.queue, first + index) in ledger.purged:
+        if (request.queue, (request.answer or request.placed) + index) in ledger.purged:
             return
         if track is None:
             raise ViolationError(f"I1: message {number} of request {request.tag} was stored, and never delivered")

@@ -36,7 +36,7 @@ class Faults:
         broker, now = self.broker, self.world.now
         broker.disk.fuse = broker.disk.errors = None
         broker.disk.capacity = CAPACITY
-        broker.process.frozen_until = min(broker.process.frozen_until, now)
+        broker.thaw()
         if broker.threads is not None:
             broker.threads.slow_until = 0
         for client in self.clients:

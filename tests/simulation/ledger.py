@@ -39,7 +39,7 @@ class Request:
     """One publish: a batch that is stored once, or never."""
 
     __slots__ = (
-        "answer", "attempts", "batch", "digest", "fence", "first", "gone", "producer_id", "queue", "refusals",
+        "answer", "attempts", "batch", "digest", "fence", "first", "gone", "placed", "producer_id", "queue", "refusals",
         "request_id", "sizes", "tag",
     )  # fmt: skip
 
@@ -55,6 +55,8 @@ class Request:
         self.refusals = 0
         self.answer: int | None = None
         """First offset; 0: stored, it was not said where."""
+        self.placed = 0
+        """First offset that it was given last, said or not."""
         self.fence = 0
         """Of the delivery with whose ACK it is stored; 0: on its own."""
         self.gone = False
@@ -265,8 +267,8 @@ class Ledger:
             if request.answer != offset:
                 raise ViolationError(f"I12: request {request.tag} was stored at {request.answer} and at {offset}")
             self.cover["resend recognised"] += 1
-        request.answer = offset or request.answer or 0
-        request.gone = False
+        if not request.gone:
+            request.answer = offset or request.answer or 0
 
     def released(self, run: Delivery) -> None:
         """A delivery left the broker, so its messages are durable."""

@@ -7,8 +7,8 @@ from unittest.mock import patch
 
 REQUEST_BYTES_MAX = 7 << 10
 MESSAGE_BYTES_MAX = 5 << 10
-RECORD_BYTES_SOFT = 8 << 10
-MAX_RECORD_BYTES = 16 << 10
+RECORD_BYTES_SOFT = 4 << 10
+MAX_RECORD_BYTES = 40 << 10
 STRETCH = 2 << 10
 
 SMALL = {
@@ -22,11 +22,13 @@ SMALL = {
     "core.dispatch.DISPATCH_MESSAGES_MAX": 32,
     "core.dispatch.LEASE_MESSAGES_MAX": 8,
     "core.extents.COMPACT_AT": 2,
+    "core.copying.ROW_BYTES_MAX": 12 << 10,
     "core.fences.BLOCK": 4096,
     "core.fences.RESERVE_AT": 1024,
     "core.shard.BLOCK": 4096,
     "core.shard.IDLE_CHECK_MS": 500,
     "core.leases.COMPACT_AT": 8,
+    "core.letters.TURN_BYTES_MAX": 4 << 10,
     "core.producers.REQUESTS_KEPT": 16,
     "core.reading.LOAD_BYTES_MAX": 4 << 10,
     "core.reading.LOAD_RANGES_MAX": 4,

@@ -122,6 +122,7 @@ class Threads:
         self.cover = cover
         self.inline = world.chance(0.15)
         """Whether this process's disk is so fast that nothing ever waits for it."""
+        self._usual_us = world.random.choice(((30, 700), (300, 4_000)))
         self.slow_until = 0
         self.slow_us = 0
         self.lanes: list[SimLane] = []
@@ -136,7 +137,7 @@ class Threads:
         """Of one call, in microseconds."""
         if self.world.now < self.slow_until:
             return self.world.between(self.slow_us // 4, self.slow_us)
-        return self.world.between(30, 700)
+        return self.world.between(*self._usual_us)
 
     def die(self) -> None:
         """Each thread gets some way through what it is at."""
@@ -155,19 +156,50 @@ class Threads:
 
 
 class SimFuture(Future[T]):
-    """Whoever waits for it has its thread do what there is to do before it."""
+    """Whoever waits for it has its thread do what there is to do before it. No locks: nobody else is there."""
 
     def __init__(self, lane: "SimLane") -> None:
-        super().__init__()
         self._lane = lane
+        self._done = False
+        self._value: Any = None
+        self._error: BaseException | None = None
+        self._callbacks: list[Callable[[Future[T]], object]] = []
+
+    def done(self) -> bool:
+        return self._done
+
+    def cancelled(self) -> bool:
+        return False
 
     def result(self, timeout: float | None = None) -> T:
         self._lane.finish(self)
-        return super().result(0)
+        if self._error is not None:
+            raise self._error
+        value: T = self._value
+        return value
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         self._lane.finish(self)
-        return super().exception(0)
+        return self._error
+
+    def add_done_callback(self, fn: Callable[[Future[T]], object]) -> None:
+        if self._done:
+            fn(self)
+        else:
+            self._callbacks.append(fn)
+
+    def set_result(self, result: T) -> None:
+        self._value = result
+        self._complete()
+
+    def set_exception(self, exception: BaseException | None) -> None:
+        self._error = exception
+        self._complete()
+
+    def _complete(self) -> None:
+        self._done = True
+        for call in self._callbacks:
+            call(self)
 
 
 class SimLane:

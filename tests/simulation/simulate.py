@@ -16,6 +16,8 @@ from tests.simulation.machine import PowerLossError
 from tests.simulation.world import ViolationError, World
 
 OPERATIONS = 1_000
+CALM_AFTER = 0.75
+"""Of the operations; the rest of them, and more, is what it takes to drain."""
 SAFETY_US_MAX = 300_000_000
 DRAIN_US_MAX = 60_000_000
 """Of virtual time: longer than any backoff, silence and restart one after the other."""
@@ -66,14 +68,14 @@ class _History:
     def run(self) -> None:
         world, shared, broker = self.world, self.shared, self.broker
         broker.start()
-        pace_us = world.random.choice((15_000, 40_000, 80_000))
+        pace_us = world.random.choice((5_000, 15_000, 40_000, 80_000))
         self.publishers = [Publisher(shared, number, pace_us) for number in range(4)]
         self.consumers = [Consumer(shared, f"consumer-{number}", self._traits(number)) for number in range(5)]
         twin = Consumer(shared, "consumer-1", self._traits(1))
         self.operator = Operator(shared)
         clients: list[Client] = [*self.publishers, *self.consumers, twin, self.operator]
         faults = Faults(shared, broker, clients)
-        while shared.operations < self._operations and world.now < SAFETY_US_MAX:
+        while shared.operations < self._operations * CALM_AFTER and world.now < SAFETY_US_MAX:
             self._live(world.now + LOOK_US)
         faults.end()
         twin.actor.dead = True
@@ -97,15 +99,15 @@ class _History:
         for consumer in self.consumers:
             consumer.become_calm()
         deadline = world.now + DRAIN_US_MAX
-        drainers: dict[str, Consumer] = {}
+        drainers: dict[int, Consumer] = {}
         while not self._is_drained():
             if world.now > deadline:
                 raise ViolationError(f"I17: not drained after {DRAIN_US_MAX // 1_000_000} s: {self._left()}")
             self._live(world.now + LOOK_US)
             if self.broker.engine is not None:
                 for queue in self.broker.engine.shard_stats().queues:
-                    if queue.name not in drainers:
-                        drainers[queue.name] = self._drainer(queue.name)
+                    if queue.queue_id not in drainers:
+                        drainers[queue.queue_id] = self._drainer(queue.name, queue.queue_id)
 
     def _end(self) -> None:
         """Stop, and look once more at what the disk holds."""
@@ -142,9 +144,9 @@ class _History:
         waiting = {c.name: (len(c.have.waiting), len(c.have.said), len(c._again), c.attached) for c in self.consumers}
         return f"ready, delayed, in flight, consumers, paused: {queues}; publishers: {outstanding}; consumers: {waiting}"
 
-    def _drainer(self, queue: str) -> Consumer:
+    def _drainer(self, queue: str, number: int) -> Consumer:
         traits = Traits((queue,), frozenset(), 400, 16, 4 << 20, 0, 16, careful=True, shows_token=1.0)
-        return Consumer(self.shared, f"drainer-{queue}", traits)
+        return Consumer(self.shared, f"drainer-{number}", traits)
 
     def _traits(self, number: int) -> Traits:
         random = self.world.random

@@ -6,7 +6,6 @@ The model hears every command before its effects and says what must hold after i
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 
 from kyogo_broker.model.commands import Attach, Outcome, Publish, Settlement
 from kyogo_broker.model.effects import Deliver, Delivery, SettleResult
@@ -15,117 +14,11 @@ from kyogo_broker.model.message import DeadLetterInfo, FenceRange, OffsetRun
 from kyogo_broker.model.now import Now
 from kyogo_broker.model.settings import Backoff, QueueSettings
 from kyogo_broker.model.states import RedeliveryReason, SettleStatus
+from tests.support.model_nouns import Consumer, End, Lease, Message, Queue, Window
 from tests.support.shards import FRAME_HEAD_BYTES, bodies_of
 
 OK, STALE, UNKNOWN, REJECTED = SettleStatus
 SUSPECT_INTERVALS, FAILED_INTERVALS = 3, 10
-
-
-@dataclass
-class Message:
-    """One message of one queue."""
-
-    offset: int
-    body: bytes
-    published_unix_ms: int
-    letter: DeadLetterInfo | None = None
-    place: str = "ready"
-    """Or `delayed`, `in_flight`, `ending` (its letter is not written yet), and how it finished."""
-    fresh: bool = True
-    """Never delivered."""
-    reason: RedeliveryReason = RedeliveryReason.UNSPECIFIED
-    due_ms: int = 0
-    failures: int = 0
-    losses: int = 0
-    first_error: str = ""
-    last_error: str = ""
-    error_type: str = ""
-    first_delivered_unix_ms: int = 0
-
-
-@dataclass
-class Window:
-    """The last 64 stored requests of one producer to one queue."""
-
-    requests: list[tuple[int, int, int, int]] = field(default_factory=list)
-    """(request id, digest, first offset, count), as they were stored."""
-    dropped: int = 0
-
-
-@dataclass
-class Queue:
-    """One queue."""
-
-    name: str
-    settings: QueueSettings
-    paused: bool = False
-    messages: list[Message] = field(default_factory=list)
-    windows: dict[str, Window] = field(default_factory=dict)
-
-    def at(self, *places: str) -> list[Message]:
-        """Its messages in some places."""
-        return [message for message in self.messages if message.place in places]
-
-    def in_turn(self) -> list[Message]:
-        """What is ready, in the order of service: what returned, lowest offset first, then what is fresh."""
-        return sorted(self.at("ready"), key=lambda message: (message.fresh, message.offset))
-
-    @property
-    def keeps_failing(self) -> bool:
-        """Whether what fails here returns for ever."""
-        return self.name.endswith(".dlq")
-
-
-@dataclass
-class Consumer:
-    """One session."""
-
-    attach: Attach
-    queues: list["Queue | None"]
-    """By subscription; None: the queue was deleted."""
-    messages: int
-    bytes: int
-    heard_ms: int
-    health: str = "well"
-    """Or `suspect`, `failed`."""
-    taken: set[int] = field(default_factory=set)
-    """Fences that it lost while it was silent."""
-
-    @property
-    def counts_start(self) -> bool:
-        """Whether it says when a handler begins."""
-        return "started" in self.attach.capabilities
-
-    def fits(self, body: bytes) -> bool:
-        """Whether its frames can hold a message."""
-        return len(body) <= self.attach.max_frame_bytes - FRAME_HEAD_BYTES
-
-
-@dataclass
-class Lease:
-    """One delivery of one message."""
-
-    fence: int
-    queue: Queue
-    message: Message
-    consumer: Consumer
-    leased_unix_ms: int
-    begun: bool
-    deadline_ms: int | None
-    live: bool = True
-    said: Outcome | None = None
-    """How its consumer settled it."""
-    end: "End | None" = None
-
-
-@dataclass
-class End:
-    """A delivery that ends in a letter."""
-
-    reason: str
-    info: DeadLetterInfo
-    asked: list[tuple[int, int]] = field(default_factory=list)
-    """(port, fence) of who waits for the answer."""
 
 
 class Model:
@@ -395,10 +288,10 @@ class Model:
         if publish.queue not in self.queues:
             return ErrorCode.QUEUE_NOT_FOUND
         for other in beside if publish.producer_id else ():
-            same_request = (other.queue, other.producer_id, other.request_id)
-            if same_request == (publish.queue, publish.producer_id, publish.request_id):
-                if other.digest != publish.digest:
-                    return ErrorCode.REQUEST_CONFLICT
+            request = (other.queue, other.producer_id, other.request_id)
+            same = request == (publish.queue, publish.producer_id, publish.request_id)
+            if same and other.digest != publish.digest:
+                return ErrorCode.REQUEST_CONFLICT
         known = self.resend(publish)
         return known if isinstance(known, ErrorCode) else None
 
@@ -557,7 +450,7 @@ class Model:
         if len(held) >= consumer.messages or (most is not None and sum(lease.queue is queue for lease in held) >= most):
             return False
         size = sum(len(lease.message.body) for lease in held)
-        return not held or size + len(message.body) <= consumer.bytes
+        return not held or size + len(message.body) <= consumer.octets
 
     def check_rest(self) -> None:
         """When all is quiet: everything was answered, and nothing waits that somebody could be given."""
@@ -566,13 +459,15 @@ class Model:
             assert not queue.at("ending"), "a letter was never written"
             if queue.paused:
                 continue
-            waiting = [c for c in self.consumers.values() if c.health == "well" and queue in c.queues]
-            for message in queue.in_turn():
-                # A message that fits is taken or waited for; one that does not is left to the others.
-                for consumer in [c for c in waiting if c.fits(message.body)]:
-                    able = self.has_room(consumer, queue, message)
-                    assert not able, f"message {message.offset} of {queue.name} waits for nothing"
-                    waiting.remove(consumer)
+            ready = queue.in_turn()
+            for consumer in self.consumers.values():
+                if consumer.health == "well" and queue in consumer.queues:
+                    # It takes or waits for the first message that fits; one that was passed over may come before it.
+                    large = [m for m in ready if len(m.body) > self.smallest_frame and consumer.fits(m.body)]
+                    first = next((m for m in ready if consumer.fits(m.body)), None)
+                    waits = any(not self.has_room(consumer, queue, message) for message in large)
+                    able = first is not None and not waits and self.has_room(consumer, queue, first)
+                    assert not able, f"message {first and first.offset} of {queue.name} waits for nothing"
 
 
 def numbers(ranges: Iterable[FenceRange]) -> Iterator[int]:

@@ -88,6 +88,20 @@ class Driver:
     lazy: bool = False
     """Append only when somebody waits for a fact, as the engine does."""
 
+    shard: Shard = field(init=False)
+    now: Now = field(init=False)
+    records: list[Appended] = field(init=False)
+    loads: list[Load] = field(init=False)
+    """To be answered."""
+    effects: list[Effect] = field(init=False)
+    """All that there were."""
+    pending: list[Fact] = field(init=False)
+    """Not appended yet."""
+    _turn_loads: list[Load] = field(init=False)
+    _in_turn: bool = field(init=False)
+    _port: int = field(init=False)
+    _stalled_ms: int = field(init=False)
+
     def __post_init__(self) -> None:
         self._begin_with([], Now(BEGINNING_MS, BEGINNING_MS))
 
@@ -182,13 +196,9 @@ class Driver:
     def _begin_with(self, records: list["Appended"], now: Now, shard: Shard | None = None) -> None:
         self.now = now
         self.records = records
-        self.loads: list[Load] = []
-        self.effects: list[Effect] = []
-        self.pending: list[Fact] = []
-        self._turn_loads: list[Load] = []
+        self.loads, self.effects, self.pending, self._turn_loads = [], [], [], []
         self._in_turn = False
-        self._port = 0
-        self._stalled_ms = 0
+        self._port = self._stalled_ms = 0
         if shard is None:
             shard = Shard(self.config, seed=self.seed, stretch=STRETCH)
             for record in records:

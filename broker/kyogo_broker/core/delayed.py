@@ -5,10 +5,10 @@ purge clears the heap. A replay takes out what a lease names, whatever the clock
 """
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from heapq import heapify, heappop, heappush
 
-from kyogo_broker.model.column import Column
+from kyogo_broker.model.column import Column, Pieces
 from kyogo_broker.model.states import RedeliveryReason
 
 
@@ -39,11 +39,12 @@ class Delayed:
         self.replayed()
         return self._heap[0] >> 64 if self._heap else None
 
-    def pop_due(self, now_ms: int) -> Iterator[tuple[int, RedeliveryReason]]:
-        """Take what is due: (offset, reason)."""
+    def pop_due(self, now_ms: int, most: int | None = None) -> Iterator[tuple[int, RedeliveryReason]]:
+        """Take what is due, up to `most`: (offset, reason)."""
         self.replayed()
         limit = now_ms + 1 << 64
-        while self._heap and self._heap[0] < limit:
+        while self._heap and self._heap[0] < limit and most != 0:
+            most = None if most is None else most - 1
             yield _unpack(heappop(self._heap))
 
     def discard(self, offset: int) -> RedeliveryReason | None:
@@ -68,11 +69,12 @@ class Delayed:
     def snapshot(self) -> Column:
         """Due, offset and reason of each, sorted."""
         self.replayed()
-        column = array("Q")
-        for entry in sorted(self._heap):
-            offset, reason = _unpack(entry)
-            column.extend((entry >> 64, offset, reason))
-        return column
+        return _column(sorted(self._heap))
+
+    def freeze(self) -> Pieces:
+        """The same, not sorted, for later."""
+        self.replayed()
+        return Pieces(self._heap[:], _column)
 
     @classmethod
     def restored(cls, column: Column) -> "Delayed":
@@ -81,12 +83,20 @@ class Delayed:
         delayed._heap = [
             column[index] << 64 | column[index + 1] << 4 | column[index + 2] for index in range(0, len(column), 3)
         ]
+        heapify(delayed._heap)
         return delayed
 
     def offsets(self) -> list[int]:
         """All offsets that wait."""
         self.replayed()
         return [_unpack(entry)[0] for entry in self._heap]
+
+
+def _column(entries: Sequence[int]) -> Column:
+    column = array("Q")
+    for entry in entries:
+        column.extend((entry >> 64, (entry & (1 << 64) - 1) >> 4, entry & 15))
+    return column
 
 
 def _unpack(entry: int) -> tuple[int, RedeliveryReason]:

@@ -9,6 +9,7 @@ set *aside* for one who can take it, and the queue goes on.
 """
 
 from bisect import bisect_right
+from collections.abc import Iterable
 
 from kyogo_broker.core.consumers import Member
 from kyogo_broker.core.fences import BLOCK
@@ -133,19 +134,24 @@ class Dispatch:
             queue.aside[head.first] = (size, head.reason)
             queue.aside_due = True
             held.pinned = False
+            # Those whose frames can hold it still wait for it; the others need not any more.
+            waiting = queue.held_up.get(head.first, {}).values()
+            self._go_on([other for other in waiting if size > other.consumer.message_bytes_max()])
         else:
             member.held_up = True
-            queue.held_up[member.consumer.session_id] = member
-            queue.held_up_at = head.first
+            queue.held_up.setdefault(head.first, {})[member.consumer.session_id] = member
 
     def _let_go(self, queue: Queue) -> None:
         """Those who were held up get on when what held them up is gone."""
         head = queue.ready.head()
-        if head is None or head.first != queue.held_up_at:
-            members, queue.held_up = queue.held_up, {}
-            for member in members.values():
-                member.held_up = False
-                self._state.touch(member.consumer)
+        for offset in tuple(queue.held_up):
+            if offset not in queue.aside and (head is None or head.first != offset):
+                self._go_on(queue.held_up.pop(offset).values())
+
+    def _go_on(self, members: Iterable[Member]) -> None:
+        for member in members:
+            member.held_up = False
+            self._state.touch(member.consumer)
 
     def _fits(self, member: Member, held: Held, index: int, count: int) -> int:
         """How many of `count` messages from `index` on fit into the consumer's bytes and frames."""
@@ -199,6 +205,8 @@ class Dispatch:
             member = next((m for m in able if m.offered and m.consumer.message_bytes_max() >= size), None)
             if member is None:
                 continue
+            able.remove(member)
+            able.append(member)
             del queue.aside[offset]
             queue.ready.add_returned(offset, offset, reason)
             held = queue.window.find(offset)

@@ -10,7 +10,7 @@ Rows are sorted by offset and never overlap. A row without live messages is dead
 """
 
 from array import array
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -107,8 +107,14 @@ class Extents:
         self._live[index] += len(offsets)
 
     def live_bytes(self) -> Iterator[tuple[int, int]]:
-        """(position, bytes still needed) of each live row; bytes by the mean size of the row's messages."""
-        for index, live in enumerate(self._live):
+        """(position, bytes still needed) of each live row; bytes by the mean size of the row's messages.
+
+        Rows may change between two of them: those that are live at the end were live when it came to them.
+        """
+        offset = 0
+        while (index := bisect_left(self._first, offset)) < len(self._first):
+            offset = self._first[index] + 1
+            live = self._live[index]
             if live:
                 span, size = self._span[index], self._bytes[index]
                 yield self._position[index], min(size, max(1, size * live // span))

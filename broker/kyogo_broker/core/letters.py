@@ -15,6 +15,8 @@ from kyogo_broker.model.now import Now
 from kyogo_broker.model.settings import DLQ_SUFFIX, QueueSettings
 from kyogo_broker.model.states import SettleStatus
 
+TURN_BYTES_MAX = 2 << 20
+"""Of letters written in one turn, one message beyond it at most: they share its record with everything else."""
 ERROR_LENGTH_MAX = 2_000
 """Characters of an error's text that travel with its letter."""
 
@@ -29,17 +31,40 @@ class Letters:
         """Answers that wait for a letter, by port."""
         self._ending: set[int] = set()
         """Ports whose streams end once nothing is owed to them."""
+        self._waiting: dict[int, Queue] = {}
+        """Queues with letters that could be written, but for the bytes of this turn."""
+        self._bytes_left = TURN_BYTES_MAX
+
+    def begin(self) -> None:
+        """A new turn, with bytes of its own."""
+        self._bytes_left = TURN_BYTES_MAX
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether there are letters for the next turn."""
+        return bool(self._waiting)
+
+    def go_on(self, now: Now) -> None:
+        """Write letters that had to wait for another turn."""
+        for queue in list(self._waiting.values()):
+            if self._bytes_left <= 0:
+                return
+            del self._waiting[queue.id]
+            self.loaded(queue, now)
 
     def write(self, queue: Queue, dying: Dying, now: Now) -> bool:
-        """End a delivery in a dead letter; False: its message is read back first, `loaded` goes on with it."""
+        """End a delivery in a dead letter; False: its message is read back first, or it is another turn's work."""
         offset = dying.span.first_offset
         keeps = queue.settings.dead_letter_queue != ""
         held = queue.window.find(offset) if keeps else None
-        if keeps and held is None:
+        if keeps and (held is None or self._bytes_left <= 0):
             queue.dying[offset] = dying
             for port in dying.ports:
                 self._owed[port] = self._owed.get(port, 0) + 1
-            self._reading.want_dying(queue)
+            if held is None:
+                self._reading.want_dying(queue)
+            else:
+                self._waiting[queue.id] = queue
             return False
         lease = self._state.leases.find(dying.span.first_fence)
         assert lease is not None, "a dying delivery keeps its lease"
@@ -48,6 +73,7 @@ class Letters:
             home = self._home(queue, now)
             index = offset - held.first
             wire = bytes(held.batch.part(index, index))
+            self._bytes_left -= len(wire)
             batch = Batch(wire, range(len(wire), len(wire) + 1))
             held.pinned = False
             self._state.record(Published(home.id, home.next_offset, batch, now.unix_ms, dead_letter=info))
@@ -60,6 +86,9 @@ class Letters:
         for offset, dying in list(queue.dying.items()):
             if queue.window.find(offset) is None:
                 continue
+            if self._bytes_left <= 0:
+                self._waiting[queue.id] = queue
+                break
             del queue.dying[offset]
             self.write(queue, dying, now)
             self._answer(dying, SettleStatus.OK)
@@ -75,6 +104,7 @@ class Letters:
         for dying in queue.dying.values():
             self._answer(dying, SettleStatus.STALE)
         queue.dying.clear()
+        self._waiting.pop(queue.id, None)
 
     def end_stream(self, port: int) -> None:
         """End a stream that was detached, once everything that came before is answered."""

@@ -5,13 +5,17 @@ above the highest one dropped from the window can no longer be told from a new o
 """
 
 from collections import OrderedDict
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
+from kyogo_broker.model.column import Pieces
 from kyogo_broker.model.message import OffsetRun
 
 REQUESTS_KEPT = 64
 IDLE_MS_MAX = 3_600_000
 """A window that nobody used for an hour is forgotten."""
+PIECE_WINDOWS = 16
+"""Of a picture: some 1,000 requests."""
 
 
 class Stored(NamedTuple):
@@ -26,14 +30,23 @@ class Stored(NamedTuple):
 class ProducerWindow:
     """The last stored requests of one producer to one queue."""
 
-    __slots__ = ("dropped_id", "requests", "used_ms")
+    __slots__ = ("dropped_id", "pictures", "requests", "used_ms")
 
-    def __init__(self, used_ms: int) -> None:
+    def __init__(self, used_ms: int, *, pictures: int = 0) -> None:
         self.requests: dict[int, Stored] = {}
         """By request id, in the order in which they were stored."""
         self.dropped_id = 0
         """The highest id that has left the window."""
         self.used_ms = used_ms
+        self.pictures = pictures
+        """Pictures that had been taken when it was made: a later one may still hold it, so then it is not changed."""
+
+    def copy(self, *, pictures: int) -> "ProducerWindow":
+        """The same window, to be changed."""
+        window = ProducerWindow(self.used_ms, pictures=pictures)
+        window.requests = self.requests.copy()
+        window.dropped_id = self.dropped_id
+        return window
 
     def keep(self, stored: Stored) -> None:
         """Remember a request; the oldest makes room."""
@@ -47,10 +60,11 @@ class ProducerWindow:
 class Producers:
     """The windows of one queue, least recently used first."""
 
-    __slots__ = ("_windows",)
+    __slots__ = ("_pictures", "_windows")
 
     def __init__(self) -> None:
         self._windows: OrderedDict[str, ProducerWindow] = OrderedDict()
+        self._pictures = 0
 
     def __len__(self) -> int:
         """Producers with a window."""
@@ -62,18 +76,24 @@ class Producers:
 
     def touch(self, producer_id: str, now_ms: int) -> None:
         """A resend was answered: that counts as use."""
-        self._windows[producer_id].used_ms = now_ms
-        self._windows.move_to_end(producer_id)
+        self._used(producer_id, self._windows[producer_id], now_ms)
 
     def keep(self, producer_id: str, stored: Stored, now_ms: int) -> None:
         """Remember a request that was stored."""
         window = self._windows.get(producer_id)
         if window is None:
-            window = self._windows[producer_id] = ProducerWindow(now_ms)
+            window = self._windows[producer_id] = ProducerWindow(now_ms, pictures=self._pictures)
         else:
-            window.used_ms = now_ms
-            self._windows.move_to_end(producer_id)
+            window = self._used(producer_id, window, now_ms)
         window.keep(stored)
+
+    def _used(self, producer_id: str, window: ProducerWindow, now_ms: int) -> ProducerWindow:
+        """It is the one used last; returns what may be changed."""
+        if window.pictures < self._pictures:
+            window = self._windows[producer_id] = window.copy(pictures=self._pictures)
+        window.used_ms = now_ms
+        self._windows.move_to_end(producer_id)
+        return window
 
     def restarted(self, now_ms: int) -> None:
         """The time without a broker is nobody's idleness, and when a window was used last is not known durably."""
@@ -96,10 +116,12 @@ class Producers:
 
     def snapshot(self) -> list[list[object]]:
         """Each producer with its state, least recently used first."""
-        return [
-            [producer_id, window.dropped_id, window.used_ms, [list(stored) for stored in window.requests.values()]]
-            for producer_id, window in self._windows.items()
-        ]
+        return _rows(tuple(self._windows.items()))
+
+    def freeze(self) -> Pieces:
+        """The same, for later."""
+        self._pictures += 1
+        return Pieces(tuple(self._windows.items()), _rows, count=PIECE_WINDOWS)
 
     @classmethod
     def restored(cls, rows: list[list[object]]) -> "Producers":
@@ -113,6 +135,13 @@ class Producers:
                 window.requests[stored[0]] = Stored(*stored)
             producers._windows[str(producer_id)] = window
         return producers
+
+
+def _rows(windows: Sequence[tuple[str, ProducerWindow]]) -> list[list[Any]]:
+    return [
+        [producer_id, window.dropped_id, window.used_ms, [list(stored) for stored in window.requests.values()]]
+        for producer_id, window in windows
+    ]
 
 
 def offsets_of(stored: Stored) -> tuple[OffsetRun, ...]:

@@ -8,8 +8,8 @@ Nothing is kept for a plain waiting message: it is an offset above `finished.low
 flight. Only messages that failed or were lost have a `Trouble`.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from kyogo_broker.core.consumers import Member
@@ -17,8 +17,9 @@ from kyogo_broker.core.delayed import Delayed
 from kyogo_broker.core.extents import Extents
 from kyogo_broker.core.producers import Producers
 from kyogo_broker.core.ranges import FinishedOffsets
-from kyogo_broker.core.standard import StandardReady
+from kyogo_broker.core.standard import Ready, StandardReady
 from kyogo_broker.core.window import Held, Window, WindowBudget
+from kyogo_broker.model.column import Pieces
 from kyogo_broker.model.commands import Outcome
 from kyogo_broker.model.facts import Published, Span
 from kyogo_broker.model.settings import DLQ_SUFFIX, QueueSettings
@@ -68,7 +69,7 @@ class Queue:
 
     __slots__ = (
         "accepted", "aside", "aside_due", "balance", "contains", "counters", "created_unix_ms", "delayed", "dying",
-        "extents", "finished", "finished_by", "held_up", "held_up_at", "id", "in_flight", "loaded_to", "loading",
+        "extents", "finished", "finished_by", "held_up", "id", "in_flight", "loaded_to", "loading",
         "loading_to", "members", "name", "next_offset", "paused", "producers", "ready", "settings", "timer_ms",
         "troubles", "window",
     )  # fmt: skip
@@ -105,10 +106,8 @@ class Queue:
         """Ready messages, by offset, too large for whoever was in turn: (encoded size, reason)."""
         self.aside_due = False
         """Whether somebody may be able to take what is aside."""
-        self.held_up: dict[int, Member] = {}
-        """Those who have no room for the next message, by session."""
-        self.held_up_at = 0
-        """Its offset."""
+        self.held_up: dict[int, dict[int, Member]] = {}
+        """Those who had no room for the message that was next, by its offset and by session."""
         self.dying: dict[int, Dying] = {}
         self.members: dict[int, Member] = {}
         """By session."""
@@ -173,16 +172,16 @@ class Queue:
         return *same, offset
 
     def trouble(self, offset: int) -> Trouble:
-        """The history of a message, begun if it has none."""
+        """The history of a message, to be changed; begun if it has none."""
         found = self.troubles.get(offset)
-        if found is None:
-            found = self.troubles[offset] = Trouble()
+        # Another object each time: a picture of the queue may hold the one before.
+        found = self.troubles[offset] = Trouble() if found is None else replace(found)
         return found
 
-    def promote(self, now_ms: int) -> bool:
-        """Make ready what is due; whether there was anything."""
+    def promote(self, now_ms: int, most: int) -> bool:
+        """Make ready what is due, up to `most`; whether there was anything."""
         found = False
-        for offset, reason in self.delayed.pop_due(now_ms):
+        for offset, reason in self.delayed.pop_due(now_ms, most):
             self.ready.add_returned(offset, offset, reason)
             found = True
         return found
@@ -191,11 +190,10 @@ class Queue:
         """Ranges of messages that are not finished."""
         return self.finished.unfinished(first, min(last, self.next_offset - 1))
 
-    def snapshot(self) -> dict[str, Any]:
-        """Everything durable, as JSON values and columns; leases and settled fences are added by the state."""
-        ready = self.ready.snapshot()
-        for offset, (_, reason) in sorted(self.aside.items()):
-            ready["returned"].extend((offset, offset, reason))
+    def freeze(self) -> dict[str, Any]:
+        """Everything durable as it is now, as JSON values, columns and pieces; the state adds leases and fences."""
+        aside = [Ready(offset, offset, reason) for offset, (_, reason) in self.aside.items()]
+        fresh, returned = self.ready.freeze(beside=aside)
         return {
             "name": self.name,
             "created_unix_ms": self.created_unix_ms,
@@ -204,20 +202,16 @@ class Queue:
             "accepted": self.accepted,
             "finished": self.finished.snapshot(),
             "finished_by": dict(self.finished_by),
-            "fresh": ready["fresh"],
-            "returned": ready["returned"],
-            "delayed": self.delayed.snapshot(),
-            "troubles": [
-                [offset, t.failures, t.losses, t.first_error, t.last_error, t.error_type, t.last_consumer_id,
-                 t.first_delivered_unix_ms]
-                for offset, t in sorted(self.troubles.items())
-            ],
-            "producers": self.producers.snapshot(),
+            "fresh": fresh,
+            "returned": returned,
+            "delayed": self.delayed.freeze(),
+            "troubles": Pieces(tuple(self.troubles.items()), _trouble_rows),
+            "producers": self.producers.freeze(),
             **{f"extents.{name}": column for name, column in self.extents.snapshot().items()},
         }  # fmt: skip
 
     def restore(self, state: Mapping[str, Any], *, stretch: int) -> None:
-        """The inverse of `snapshot`, into a new queue."""
+        """The inverse of `freeze`, into a new queue."""
         self.paused = state["paused"]
         self.next_offset = state["next_offset"]
         self.accepted = state["accepted"]
@@ -240,3 +234,11 @@ class Queue:
         assert self.accepted == self.next_offset - 1, "offsets are not dense"
         assert finished == self.finished.low - 1 + self.finished.above, "finished miscounted"
         assert self.extents.total_live() == self.accepted - finished, "extents hold the wrong messages"
+
+
+def _trouble_rows(troubles: Sequence[tuple[int, Trouble]]) -> list[Any]:
+    return [
+        [offset, t.failures, t.losses, t.first_error, t.last_error, t.error_type, t.last_consumer_id,
+         t.first_delivered_unix_ms]
+        for offset, t in troubles
+    ]  # fmt: skip

@@ -76,10 +76,10 @@ class FinishedOffsets:
 
     def snapshot(self) -> Column:
         """The mark, then first and last of each range."""
-        column = array("Q", [self.low])
-        for first, last in zip(self._firsts, self._lasts, strict=True):
-            column.append(first)
-            column.append(last)
+        column = array("Q", bytes(8 * (1 + 2 * len(self._firsts))))
+        column[0] = self.low
+        column[1::2] = array("Q", self._firsts)
+        column[2::2] = array("Q", self._lasts)
         return column
 
     @classmethod

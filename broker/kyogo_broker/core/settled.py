@@ -6,8 +6,10 @@ in blocks of 64 fences, found by fence alone, since whoever repeats a settlement
 
 from array import array
 from collections import deque
+from collections.abc import Sequence
+from itertools import chain
 
-from kyogo_broker.model.column import Column
+from kyogo_broker.model.column import Column, Pieces
 from kyogo_broker.model.commands import Outcome
 
 REMEMBERED = 65_536
@@ -66,10 +68,11 @@ class SettledFences:
 
     def snapshot(self, queue_id: int) -> Column:
         """First, count and outcome of each entry of a queue, oldest first."""
-        column = array("Q")
-        for entry in self._queues.get(queue_id, ()):
-            column.extend(entry)
-        return column
+        return _column(tuple(self._queues.get(queue_id, ())))
+
+    def freeze(self, queue_id: int) -> Pieces:
+        """The same, for later."""
+        return Pieces(tuple(self._queues.get(queue_id, ())), _column)
 
     def restore(self, queue_id: int, column: Column) -> None:
         """The inverse of `snapshot`."""
@@ -91,3 +94,7 @@ class SettledFences:
                 block[outcome - 1] &= ~mask
                 if not any(block):
                     del self._blocks[number]
+
+
+def _column(entries: Sequence[tuple[int, int, int]]) -> Column:
+    return array("Q", chain.from_iterable(entries))

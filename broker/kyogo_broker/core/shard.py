@@ -26,6 +26,7 @@ from kyogo_broker.core.settling import Settling
 from kyogo_broker.core.state import State
 from kyogo_broker.core.step import Step
 from kyogo_broker.core.timers import Timed
+from kyogo_broker.model.column import Pieces
 from kyogo_broker.model.commands import (
     Attach,
     Command,
@@ -57,6 +58,9 @@ from kyogo_broker.model.stats import ConsumerStats, QueueStats, ShardStats
 
 IDLE_CHECK_MS = 60_000
 """How often producers' windows are looked through for those to forget."""
+
+PROMOTED_MAX = 4_096
+"""Delayed messages of one queue made ready in one tick: the loop must come back to its inbox within milliseconds."""
 
 __all__ = ["CAPABILITIES", "Shard", "ShardConfig", "Step"]
 
@@ -118,6 +122,7 @@ class Shard:
         state = self._state
         state.position = position
         state.unix_ms = now.unix_ms
+        self._letters.begin()
         state.steady_ms = now.steady_ms
         state.stalled_ms += stalled_ms
         state.patience_ms = now.steady_ms - state.stalled_ms
@@ -146,7 +151,7 @@ class Shard:
     def next_wake_ms(self) -> int | None:
         """The steady instant at which a tick has something to do; 0: at once; None: not by time."""
         state = self._state
-        if state.dirty and not state.draining:
+        if self._letters.is_waiting or (state.dirty and not state.draining):
             return 0
         return state.timers.next_ms()
 
@@ -168,19 +173,35 @@ class Shard:
         """The shard's own section."""
         return self._state.snapshot_shard()
 
-    def snapshot_queue(self, queue_id: int) -> tuple[dict[str, Any], QueueSettings] | None:
-        """The section of a queue, and its settings; None if it was deleted."""
+    def freeze_queue(self, queue_id: int) -> tuple[dict[str, Any], QueueSettings] | None:
+        """The section of a queue as it is now, in parts `Pieces`, and its settings; None if it was deleted."""
         queue = self._state.queues.get(queue_id)
-        return None if queue is None else (self._state.snapshot_queue(queue), queue.settings)
+        return None if queue is None else (self._state.freeze_queue(queue), queue.settings)
+
+    def snapshot_queue(self, queue_id: int) -> tuple[dict[str, Any], QueueSettings] | None:
+        """The same with everything made at once."""
+        found = self.freeze_queue(queue_id)
+        if found is None:
+            return None
+        state, settings = found
+        return {name: value.whole() if isinstance(value, Pieces) else value for name, value in state.items()}, settings
 
     def queue_ids(self) -> tuple[int, ...]:
         """All queues that there are."""
         return tuple(self._state.queues)
 
     def live_bytes(self) -> Iterator[tuple[int, int]]:
-        """(position, bytes still needed) of every stretch of the journal with live messages."""
-        for queue in self._state.queues.values():
+        """(position, bytes still needed) of every stretch of the journal with live messages.
+
+        May be stopped and go on later: what is live then, and stood in the journal when it began, is among them.
+        """
+        for queue in tuple(self._state.queues.values()):
             yield from queue.extents.live_bytes()
+
+    @property
+    def copying(self) -> bool:
+        """Whether messages are being copied forward."""
+        return self._copying.under_way
 
     def messages(self) -> int:
         """Messages that are not finished."""
@@ -239,6 +260,8 @@ class Shard:
         if now.steady_ms >= self._idle_check_ms:
             self._idle_check_ms = now.steady_ms + IDLE_CHECK_MS
             self._forget_producers(now)
+        if self._letters.is_waiting:
+            self._letters.go_on(now)
         if state.dirty:
             self._dispatch.run(now)
 
@@ -249,9 +272,9 @@ class Shard:
             if timed.live:
                 self._settling.expire(timed, now)
         elif isinstance(timed, Queue) and self._state.queues.get(timed.id) is timed:
-            if timed.promote(now.steady_ms):
+            if timed.promote(now.steady_ms, PROMOTED_MAX):
                 self._state.dirty[timed.id] = timed
-            self._remind_delayed(timed)
+            self._remind_delayed(timed, after_ms=now.steady_ms)
 
     def _is_live(self, timed: Timed) -> bool:
         if isinstance(timed, Lease):
@@ -260,10 +283,10 @@ class Shard:
             return self._state.queues.get(timed.id) is timed
         return isinstance(timed, Consumer) and self._state.consumers.get(timed.port) is timed
 
-    def _remind_delayed(self, queue: Queue) -> None:
+    def _remind_delayed(self, queue: Queue, *, after_ms: int = 0) -> None:
         due = queue.delayed.next_due_ms()
         if due is not None:
-            self._state.timers.remind(queue, due)
+            self._state.timers.remind(queue, max(due, after_ms + 1))
 
     def _forget_producers(self, now: Now) -> None:
         for queue in self._state.queues.values():

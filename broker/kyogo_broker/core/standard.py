@@ -7,11 +7,12 @@ turn, stands among them without a reason. Nothing is kept for a message.
 
 from array import array
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from heapq import heapify, heappop, heappush, heapreplace
+from itertools import chain
 from typing import NamedTuple
 
-from kyogo_broker.model.column import Column
+from kyogo_broker.model.column import Column, Pieces
 from kyogo_broker.model.states import RedeliveryReason
 
 
@@ -93,12 +94,11 @@ class StandardReady:
 
     def snapshot(self) -> dict[str, Column]:
         """Fresh ranges as first and last; returned ones with their reason, sorted."""
-        fresh, returned = array("Q"), array("Q")
-        for first, last in self._fresh:
-            fresh.extend((first, last))
-        for ready in sorted(self._returned):
-            returned.extend(ready)
-        return {"fresh": fresh, "returned": returned}
+        return {"fresh": _column(self._fresh), "returned": _column(sorted(self._returned))}
+
+    def freeze(self, *, beside: Sequence[Ready]) -> tuple[Column, Pieces]:
+        """The same, the returned ones not sorted and for later, and with those that are ready besides."""
+        return _column(self._fresh), Pieces((*self._returned, *beside), _column)
 
     @classmethod
     def restored(cls, columns: dict[str, Column]) -> "StandardReady":
@@ -148,6 +148,10 @@ class StandardReady:
             self._fresh = deque((low, high) for low, high in rest if low > last)
         assert wanted == 0, "took messages that were not ready"
         return reason
+
+
+def _column(rows: Iterable[tuple[int, ...]]) -> Column:
+    return array("Q", chain.from_iterable(rows))
 
 
 def _without(low: int, high: int, first: int, last: int) -> Iterator[tuple[int, int]]:

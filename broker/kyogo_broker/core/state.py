@@ -5,7 +5,7 @@ Commands are decided elsewhere in this room; whatever they decide becomes a fact
 is lost with the process and needs no trace.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from kyogo_broker.core.chance import Chance
@@ -19,6 +19,7 @@ from kyogo_broker.core.settled import SettledFences
 from kyogo_broker.core.step import Step
 from kyogo_broker.core.timers import Timers
 from kyogo_broker.core.window import WindowBudget
+from kyogo_broker.model.column import Pieces
 from kyogo_broker.model.commands import Outcome
 from kyogo_broker.model.effects import Effect
 from kyogo_broker.model.facts import (
@@ -44,6 +45,10 @@ from kyogo_broker.model.facts import (
 from kyogo_broker.model.settings import QueueSettings
 from kyogo_broker.model.states import FinishReason, RedeliveryReason
 from kyogo_broker.policy.balance import POLICIES
+
+FACT_BYTES = 64
+"""What the journal needs for a batch beside its messages. Without it small batches would look as if copying them
+forward made them smaller, and would be copied for ever."""
 
 
 class State:
@@ -150,14 +155,10 @@ class State:
         self.next_queue_id = state["next_queue_id"]
         self.fences.reserve(state["fences_reserved"])
 
-    def snapshot_queue(self, queue: Queue) -> dict[str, Any]:
-        """One queue with its leases and settled fences; its settings are encoded by the caller."""
-        leases = [] if not queue.in_flight else [
-            [lease.first_fence, lease.first_offset, lease.count, lease.session_id, lease.consumer_id,
-             format(lease.live, "x"), lease.leased_unix_ms, int(lease.reason)]
-            for lease in self.leases if lease.queue is queue
-        ]  # fmt: skip
-        return {**queue.snapshot(), "leases": leases, "settled": self.settled.snapshot(queue.id)}
+    def freeze_queue(self, queue: Queue) -> dict[str, Any]:
+        """One queue as it is now, with its leases and settled fences; its settings are encoded by the caller."""
+        leases = [(lease, lease.live) for lease in self.leases if lease.queue is queue] if queue.in_flight else []
+        return {**queue.freeze(), "leases": Pieces(leases, _lease_rows), "settled": self.settled.freeze(queue.id)}
 
     def end(self, span: Span) -> Lease:
         """Deliveries are over, one way or another: what they held is free again."""
@@ -253,7 +254,7 @@ class State:
         assert first == queue.next_offset, "offsets are dense"
         queue.next_offset = first + count
         queue.accepted += count
-        queue.extents.append(first=first, count=count, position=self.position, size=len(batch.wire))
+        queue.extents.append(first=first, count=count, position=self.position, size=len(batch.wire) + FACT_BYTES)
         queue.ready.add_fresh(first, first + count - 1)
         if fact.producer_id:
             stored = Stored(fact.request_id, first, count, fact.digest)
@@ -264,7 +265,7 @@ class State:
 
     def _moved(self, fact: Moved) -> None:
         queue = self.queues[fact.queue_id]
-        queue.extents.move(fact.offsets, position=self.position, size=len(fact.batch.wire))
+        queue.extents.move(fact.offsets, position=self.position, size=len(fact.batch.wire) + FACT_BYTES)
 
     def _leased(self, fact: Leased) -> None:
         queue = self.queues[fact.queue_id]
@@ -362,3 +363,11 @@ class State:
     def _ready_again(self, queue: Queue, first: int, last: int, reason: RedeliveryReason) -> None:
         queue.ready.add_returned(first, last, reason)
         self.dirty[queue.id] = queue
+
+
+def _lease_rows(leases: Sequence[tuple[Lease, int]]) -> list[Any]:
+    return [
+        [lease.first_fence, lease.first_offset, lease.count, lease.session_id, lease.consumer_id, format(live, "x"),
+         lease.leased_unix_ms, int(lease.reason)]
+        for lease, live in leases
+    ]  # fmt: skip

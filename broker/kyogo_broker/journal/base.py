@@ -113,15 +113,19 @@ class Journal(Protocol):
     def begin_checkpoint(self) -> CheckpointWriter:
         """Start a checkpoint."""
 
+    def part_of(self, position: int) -> int:
+        """The part of the journal, freed as a whole, in which the record at a position stands."""
+
     def free(self, *, below: int, live: Mapping[int, int]) -> list[tuple[int, int]]:
-        """Give back what nobody needs. Not while messages are being read back: they may not be live any more.
+        """Give back what nobody needs. What is being read back may not be live any more: wait for that before.
 
         Args:
             below: records up to this sequence are contained in the newest checkpoint.
-            live: bytes of messages that are still needed, by position of the stretch they stand in.
+            live: bytes of messages that are still needed, by the part they stand in.
 
         Returns:
-            Ranges of positions (first included, last not) that hold so little that it should be copied forward.
+            Ranges of positions (first included, last not) that should be copied forward, since the journal is large
+            for what it holds, and they hold the least.
         """
 
     def disk_low(self) -> bool:

@@ -129,7 +129,7 @@ class Directory:
     def _take_lock(self) -> None:
         file = self._files.open(self.of("lock"), create=True)
         if not self._files.lock(file):
-            holder = self._files.read(file, LOCK_BYTES, 0).decode(errors="replace").strip() or "another process"
+            holder = lock_holder(self._files, file)
             self._files.close(file)
             raise BrokerStopError(
                 f"{self.path} is in use by {holder}; stop that broker first, or name another data directory"
@@ -150,6 +150,11 @@ class Directory:
         self.sync()
         self._files.sync_directory(self.path.parent)
         return meta
+
+
+def lock_holder(files: Files, file: int) -> str:
+    """Who has the lock, as far as its file says."""
+    return files.read(file, LOCK_BYTES, 0).decode(errors="replace").strip() or "another process"
 
 
 def read_meta(files: Files, path: Path) -> Meta:

@@ -52,7 +52,7 @@ class MemoryJournal:
         store: MemoryStore | None = None,
         *,
         segment_bytes: int = SEGMENT_BYTES,
-        max_record_bytes: int = 8 << 20,
+        max_record_bytes: int = 16 << 20,
     ) -> None:
         self.store = MemoryStore() if store is None else store
         self.max_record_bytes = max_record_bytes
@@ -130,13 +130,17 @@ class MemoryJournal:
         """Start a checkpoint."""
         return _MemoryCheckpoint(self.store)
 
+    def part_of(self, position: int) -> int:
+        """The number of the lot."""
+        return position >> NUMBER_SHIFT
+
     def free(self, *, below: int, live: Mapping[int, int]) -> list[tuple[int, int]]:
         """Forget records that nobody needs; name the ranges that hold little."""
         holdings = [
             Holding(lot.number, following.records[0].sequence - 1, lot.used)
             for lot, following in pairwise(self.store.lots)
         ]
-        plan = plan_freeing(holdings, below=below, live=live, number_shift=NUMBER_SHIFT)
+        plan = plan_freeing(holdings, below=below, live=live, spare=self._segment_bytes)
         self.store.lots = [lot for lot in self.store.lots if lot.number not in plan.gone]
         return [(number << NUMBER_SHIFT, (number + 1) << NUMBER_SHIFT) for number in plan.sparse]
 

@@ -20,6 +20,11 @@ class OffsetSet:
         """Offsets in it."""
         return sum(self._lasts) - sum(self._firsts) + len(self._firsts)
 
+    def __contains__(self, offset: int) -> bool:
+        """Whether one offset is in it."""
+        index = bisect_right(self._firsts, offset) - 1
+        return index >= 0 and offset <= self._lasts[index]
+
     def __iter__(self) -> Iterator[tuple[int, int]]:
         """Its ranges, first and last included, increasing and apart from each other."""
         return zip(self._firsts, self._lasts, strict=True)

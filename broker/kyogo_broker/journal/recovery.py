@@ -170,6 +170,10 @@ def _judge(files: Files, directory: Directory, meta: Meta, surveyed: list[_Surve
     behind = [(end.number, end.offset)]
     behind += [(one.header.number, HEADER_BYTES) for one in surveyed[active + 1 :]]
     tails = [(number, at, _dirty_until(files, directory, meta, number, at, end.sequence)) for number, at in behind]
+    cut = surveyed[active].header.size - surveyed[active].size if active >= 0 else 0
+    if cut > 0:
+        what = f"{cut} bytes were cut off the last segment, which keeps its size until another one follows it"
+        raise damage(directory, end.number, surveyed[active].size, what)
     notes = []
     for number, start, dirty_until in tails:
         if dirty_until > start:

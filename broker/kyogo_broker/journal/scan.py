@@ -8,7 +8,7 @@ that somebody publishes can stand for one: the journal's key is in every candida
 
 import struct
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,7 +36,8 @@ from kyogo_broker.model.errors import BrokerStopError, NewerDataError
 BLOCK_BYTES = 4096
 """What a disk cannot read is left out in pieces of this size."""
 EPOCHS_TRIED_MAX = 100_000
-"""Openings in which a segment with a rotten header may have been made, latest first."""
+EPOCHS_BEYOND = 1_000
+"""Openings in which a segment with a rotten header may have been made: up to the last, which `meta` may have known."""
 
 _u32 = struct.Struct("<I")
 
@@ -61,6 +62,8 @@ class Damaged:
     sequence: int
     """Of the record that should stand there."""
     error: str
+    cut: int = 0
+    """Bytes that the file was made with and has no more; they were empty, unless it was cut off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +156,10 @@ def identify(files: Files, path: Path) -> tuple[Meta, str | None]:
 
 
 def _header(files: Files, path: Path, number: int) -> Header | None:
-    file = files.open(path / segment_name(number), write=False)
+    try:
+        file = files.open(path / segment_name(number), write=False)
+    except FileNotFoundError:
+        return None  # freed just now by the broker that uses the directory
     try:
         return Header.parse(files.read(file, HEADER_BYTES, 0))
     finally:
@@ -196,10 +202,21 @@ class Scan:
         """Places that are damage if any record follows, else the torn end of the log."""
         self._sizes: set[int] = set()
         """Of whole segments, as they were made."""
+        self._cut = 0
+        """Bytes by which the segment of the last whole record is shorter than it was made."""
+        self._used = 0
+        """Where its records end."""
+
+    @property
+    def segment_bytes(self) -> int:
+        """As large as any segment was made, as far as is known."""
+        return max(self._sizes, default=0)
 
     def __iter__(self) -> Iterator[Event]:
         """Read everything, once."""
-        for number in segment_numbers(self._files, self._path):
+        numbers = segment_numbers(self._files, self._path)
+        self._sizes = {header.size for number in numbers if (header := _header(self._files, self._path, number))}
+        for number in numbers:
             try:
                 file = self._files.open(self._path / segment_name(number), write=False)
             except FileNotFoundError:
@@ -208,6 +225,18 @@ class Scan:
                 yield from self._file(number, file)
             finally:
                 self._files.close(file)
+        yield from self._end(numbers)
+
+    def _end(self, numbers: Sequence[int]) -> Iterator[Event]:
+        """A segment is cut to what it holds when it is left, for one whose first record is durable."""
+        if self._cut:
+            yield from self._something_follows()
+            yield self._broken(self.number, self._used, self._used, "the segment was cut off here", self._cut)
+        following = [number for number in numbers if number > self.number]
+        for number in range(self.number + 1, max(following, default=0)):
+            if number not in following:
+                yield from self._something_follows()
+                yield self._broken(number, 0, 0, "the segment is missing", self.segment_bytes)
         yield from self._doubts
 
     def _file(self, number: int, file: int) -> Iterator[Event]:
@@ -225,15 +254,13 @@ class Scan:
                 yield self._broken(number, 0, until, "the segment's header is not whole, and no record agrees with it")
                 return
             yield self._broken(number, 0, HEADER_BYTES, "the segment's header is not whole; its records can be read")
-        else:
-            self._sizes.add(header.size)
         yield from self._segment(Segment(file, header), size)
 
     def _found_again(self, number: int, file: int, raw: bytes, size: int) -> Header | None:
         """The header of a segment whose own is not whole, with the anchor that its records agree with."""
         meta = self._meta
         anchors = {_u32.unpack(raw[-4:])[0], google_crc32c.value(raw[:-4])} if len(raw) == HEADER_BYTES else set()
-        for epoch in range(meta.epoch, max(-1, meta.epoch - EPOCHS_TRIED_MAX), -1):
+        for epoch in range(max(0, meta.epoch - EPOCHS_TRIED_MAX), meta.epoch + EPOCHS_BEYOND):
             for made in (size, *self._sizes):
                 anchors.add(_u32.unpack(Header(meta.shard, meta.key, number, epoch, made).pack()[-4:])[0])
         at = 0
@@ -254,6 +281,7 @@ class Scan:
         while True:
             for found in walk:
                 yield from self._place(number, found)
+                self._cut = max(0, segment.header.size - size)
                 records += 1
                 first = first if first else found.head.sequence
                 yield Whole(number, found)
@@ -269,6 +297,8 @@ class Scan:
             yield from self._something_follows()
             yield self._broken(number, walk.end, tail.later, f"{what}; the next record begins at byte {tail.later}")
             walk = Walk(self._files, segment, start=tail.later, chain=None)
+        if records:
+            self._used = walk.end
         yield SegmentEnd(number, size, walk.end, records, (first, self.sequence) if records else None)
 
     def _place(self, number: int, found: Found) -> Iterator[Event]:
@@ -280,15 +310,15 @@ class Scan:
                 yield Absent(self.sequence + 1, sequence - 1, (self.number + 1, number - 1))
             else:
                 missing = f"records {self.sequence + 1} to {sequence - 1} are missing before it"
-                yield self._broken(number, found.offset, found.offset, missing)
+                yield self._broken(number, found.offset, found.offset, missing, self._cut)
         self.number, self.sequence, self._follows = number, sequence, True
 
     def _something_follows(self) -> Iterator[Event]:
         """What might have been the end is none."""
         for torn in self._doubts:
-            yield self._broken(torn.number, torn.byte, torn.until, torn.error)
+            yield self._broken(torn.number, torn.byte, torn.until, torn.error, self._cut)
         self._doubts.clear()
 
-    def _broken(self, number: int, byte: int, until: int, error: str) -> Damaged:
+    def _broken(self, number: int, byte: int, until: int, error: str, cut: int = 0) -> Damaged:
         self._follows = False
-        return Damaged(number, byte, until, self.sequence + 1, error)
+        return Damaged(number, byte, until, self.sequence + 1, error, cut)

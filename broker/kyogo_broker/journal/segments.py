@@ -60,9 +60,10 @@ MIN_FREE_PERCENT = 5
 class SegmentSettings:
     """Sizes of a segment log. They may change from one opening to the next."""
 
-    segment_bytes: int = 64 << 20
-    """Of a file: the smaller, the sooner one can be freed; the larger, the fewer there are."""
-    max_record_bytes: int = 8 << 20
+    segment_bytes: int = 48 << 20
+    """Of a file: the smaller, the sooner one can be freed; the larger, the fewer there are. The active one and those
+    that lie ready are on the disk whatever the journal holds."""
+    max_record_bytes: int = 16 << 20
     """Largest payload of a record."""
     reserve_segments: int = 2
     """Made ready behind the active one: what settling can go on with on a full disk."""
@@ -296,6 +297,10 @@ class SegmentJournal:
             kept=self._checkpoints, appended=lambda: self._appended,
         )  # fmt: skip
 
+    def part_of(self, position: int) -> int:
+        """The number of the segment."""
+        return position >> NUMBER_SHIFT
+
     def free(self, *, below: int, live: Mapping[int, int]) -> list[tuple[int, int]]:
         """Unlink segments that nobody needs; name those that hold little."""
         durable = self._durable >> NUMBER_SHIFT
@@ -304,7 +309,8 @@ class SegmentJournal:
             for place, following in pairwise(self._places)
             if place.number < durable
         ]
-        plan = plan_freeing(holdings, below=below, live=live, number_shift=NUMBER_SHIFT)
+        spare = self._settings.segment_bytes
+        plan = plan_freeing(holdings, below=below, live=live, spare=spare, disk_low=self.disk_low())
         if plan.gone:
             gone = set(plan.gone)
             self._places = [place for place in self._places if place.number not in gone]

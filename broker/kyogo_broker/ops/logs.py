@@ -71,6 +71,8 @@ def configure_logs(settings: LogSettings, stream: TextIO | None = None) -> bool:
     root.handlers[:] = [handler]
     root.setLevel(max(level, logging.WARNING))
     logging.getLogger("kyogo").setLevel(level)
+    # It warns of every bad request, and how many lines there are would be up to whoever sends them.
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
     structlog.configure(
         processors=[structlog.stdlib.filter_by_level, *shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),

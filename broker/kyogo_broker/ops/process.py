@@ -2,7 +2,9 @@
 
 import ctypes
 import gc
+import resource
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -29,10 +31,11 @@ facts and effects have no cycles, and die by their counts."""
 
 
 class Process:
-    """This process."""
+    """This process; made once, it opens as many files as it may."""
 
     def __init__(self, memory_limit_bytes: int | None = None) -> None:
         self._process = psutil.Process()
+        _raise_file_limit()
         self.memory_limit_bytes = _default_limit() if memory_limit_bytes is None else memory_limit_bytes
 
     def rss_bytes(self) -> int:
@@ -68,6 +71,13 @@ def settle_garbage() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
+
+
+def _raise_file_limit() -> None:
+    """To what the administrator allows; shells and services start with 1,024, which is few connections."""
+    _, allowed = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, allowed))
 
 
 def _default_limit() -> int:

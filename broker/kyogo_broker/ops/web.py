@@ -6,6 +6,7 @@ name of its own at 127.0.0.1, but cannot make the browser say another Host.
 
 import asyncio
 import ipaddress
+import re
 import socket
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -18,13 +19,15 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from kyogo_broker.model.errors import BrokerStopError
-from kyogo_broker.ops.metrics import Snapshot, render
+from kyogo_broker.ops.connections import BoundedProtocol
+from kyogo_broker.ops.metrics import Snapshot
+from kyogo_broker.ops.scrapes import Scrapes
 
-CONNECTIONS_MAX = 64
-"""A scraper, a prober and some browsers."""
 KEEP_ALIVE_SECONDS = 5
 STOP_SECONDS = 2.0
 BACKLOG = 64
+HOST = re.compile(r"(?:(?P<name>[A-Za-z0-9._-]+)|\[(?P<v6>[0-9A-Fa-f:.]+)\])(?::[0-9]{1,5})?", re.ASCII)
+"""Of a request: a name or an IPv4 address, or an IPv6 address in brackets; then perhaps the port."""
 PAGES = "/healthz   the process lives\n/readyz    it serves\n/metrics   for Prometheus\n"
 
 
@@ -45,7 +48,7 @@ class Web:
             not_ready: why the broker does not serve; empty if it does.
             hosts: names that may stand in a request's Host, beside addresses and localhost.
         """
-        self._snapshot = snapshot
+        self._scrapes = Scrapes(snapshot)
         self._not_ready = not_ready
         routes = [
             Route("/", _index),
@@ -57,13 +60,12 @@ class Web:
         self._server = _Server(
             uvicorn.Config(
                 HostCheck(app, hosts),
-                http="h11",
+                http=BoundedProtocol,
                 ws="none",
                 lifespan="off",
                 log_config=None,
                 access_log=False,
                 server_header=False,
-                limit_concurrency=CONNECTIONS_MAX,
                 timeout_keep_alive=KEEP_ALIVE_SECONDS,
                 timeout_graceful_shutdown=int(STOP_SECONDS),
             )
@@ -101,9 +103,7 @@ class Web:
         return PlainTextResponse(f"{reason}\n", 503) if reason else PlainTextResponse("ready\n")
 
     async def _metrics(self, request: Request) -> Response:
-        snapshot = self._snapshot()
-        # Thousands of series take a while to print: not on the loop.
-        body, content_type = await asyncio.to_thread(render, snapshot, request.headers.get("accept", ""))
+        body, content_type = await self._scrapes.get(request.headers.get("accept", ""))
         return Response(body, headers={"content-type": content_type})
 
 
@@ -124,11 +124,13 @@ class HostCheck:
 
     def _known(self, scope: Scope) -> bool:
         said = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"host"), "")
-        host = said[: said.rindex("]") + 1] if said.startswith("[") and "]" in said else said.partition(":")[0]
-        if host.lower() in self._hosts:
+        parts = HOST.fullmatch(said)
+        if parts is None:
+            return False
+        if parts["name"] is not None and parts["name"].lower() in self._hosts:
             return True
         try:
-            ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
+            ipaddress.ip_address(parts["name"] if parts["name"] is not None else parts["v6"])
         except ValueError:
             return False
         return True

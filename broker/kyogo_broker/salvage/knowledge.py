@@ -1,8 +1,8 @@
-"""What a journal with holes still says: of each queue its newest whole section, then every fact that is left behind it.
+"""What a journal with holes still says: of each queue its newest whole section, then every fact behind it.
 
-The core replays a history in which every fact fits the one before, and stops where one does not. Here facts are missing,
-so each is taken for what it says by itself: an offset that was acked is finished, whether or not its lease is known.
-Nothing is assumed of what cannot be read. What follows from that:
+The core replays a history in which every fact fits the one before, and stops where one does not. Here facts are
+missing, so each is taken for what it says by itself: an offset that was acked is finished, whether or not its lease is
+known. Nothing is assumed of what cannot be read. What follows from that:
 
 - A message whose settlement stood in damage is not finished. It is *in doubt* as long as no whole record behind the
   damage speaks of it as of one that is there.
@@ -46,10 +46,12 @@ from kyogo_broker.model.facts import (
     Settled,
     Span,
 )
-from kyogo_broker.model.settings import QueueSettings
+from kyogo_broker.model.settings import DLQ_SUFFIX, QueueSettings
 from kyogo_broker.model.states import FinishReason, RedeliveryReason
 from kyogo_broker.recovery import SHARD_SECTION, section_state
 
+UNKNOWN_NAME = "salvaged-"
+"""And the queue's id: what a queue is called whose name is lost."""
 MESSAGE_BYTES_MIN = 2
 """Of the smallest message in a record: its tag and its length."""
 
@@ -62,6 +64,7 @@ class QueueKnowledge:
     name: str | None = None
     """None: no record and no section that is left says it."""
     settings: QueueSettings | None = None
+    holds_letters: bool = False
     created_unix_ms: int = 0
     paused: bool = False
     base: int = 0
@@ -83,6 +86,11 @@ class QueueKnowledge:
     """Whether records are missing that may have spoken of it."""
     sure: OffsetSet = field(default_factory=OffsetSet)
     """Offsets of which a record behind the last missing one says that they are not finished."""
+
+    @property
+    def go_on_at(self) -> int:
+        """The first offset that no message can have been given."""
+        return self.next_offset + self.unseen_bytes // MESSAGE_BYTES_MIN
 
     def reach(self, last: int) -> None:
         """Offsets up to `last` were given away."""
@@ -166,6 +174,7 @@ class Knowledge:
         """Sequence of the shard's section that this began with."""
         self._gone: set[int] = set()
         """Queues that were deleted."""
+        self._missing_bytes = 0
         self._mutators: dict[type[Fact], Callable[[QueueKnowledge, Any], None]] = {
             QueueUpdated: self._queue_updated, QueuePaused: self._queue_paused, Published: self._published,
             Moved: self._moved, Leased: self._leased, Settled: self._settled, Returned: self._returned,
@@ -201,7 +210,8 @@ class Knowledge:
 
     def _queue(self, section: Section) -> QueueKnowledge:
         state, settings = section_state(section)
-        queue = QueueKnowledge(section.queue_id, state["name"], settings, state["created_unix_ms"], state["paused"])
+        queue = QueueKnowledge(section.queue_id, state["name"], settings)
+        queue.created_unix_ms, queue.paused = state["created_unix_ms"], state["paused"]
         queue.base, queue.next_offset = section.sequence, state["next_offset"]
         low, *above = state["finished"]
         queue.finished.update([(1, low - 1), *zip(above[::2], above[1::2], strict=True)])
@@ -224,8 +234,14 @@ class Knowledge:
 
     # Records.
 
+    @property
+    def contained(self) -> int:
+        """Every section contains the records up to here."""
+        return min([self.base, *(queue.base for queue in self.queues.values())])
+
     def missing(self, last: int, size: int) -> None:
         """Records up to `last` are missing, `size` bytes of them."""
+        self._missing_bytes += size
         for queue in self.queues.values():
             if queue.base < last:
                 queue.missed(size)
@@ -244,9 +260,17 @@ class Knowledge:
                     self._gone.add(queue_id)
                     self.queues.pop(queue_id, None)
                 case _ if fact.queue_id not in self._gone:
-                    queue = self.queues.setdefault(fact.queue_id, QueueKnowledge(fact.queue_id))
+                    queue = self.queues.get(fact.queue_id) or self._unknown(fact.queue_id)
+                    if type(fact) is Leased:
+                        self._issued(fact.span.first_fence, fact.span.count)
                     if sequence > queue.base:
                         self._mutators[type(fact)](queue, fact)
+
+    def _unknown(self, queue_id: int) -> QueueKnowledge:
+        """A queue whose making is in none of the records before."""
+        queue = self.queues[queue_id] = QueueKnowledge(queue_id)
+        queue.missed(self._missing_bytes)
+        return queue
 
     def _opened(self, sequence: int, fact: Opened) -> None:
         self.epoch = max(self.epoch, fact.epoch)
@@ -273,6 +297,7 @@ class Knowledge:
         count = fact.batch.count
         queue.reach(fact.first_offset + count - 1)
         queue.unseen_bytes = 0
+        queue.holds_letters = queue.holds_letters or fact.dead_letter is not None
         queue.sure.add(fact.first_offset, fact.first_offset + count - 1)
         if fact.producer_id:
             stored = Stored(fact.request_id, fact.first_offset, count, fact.digest)
@@ -284,7 +309,6 @@ class Knowledge:
             queue.sure.add(first, last)
 
     def _leased(self, queue: QueueKnowledge, fact: Leased) -> None:
-        self._issued(fact.span.first_fence, fact.span.count)
         queue.lease(fact.span, fact.leased_unix_ms)
 
     def _settled(self, queue: QueueKnowledge, fact: Settled) -> None:
@@ -326,6 +350,25 @@ class Knowledge:
 
     def _producers_forgotten(self, queue: QueueKnowledge, fact: ProducersForgotten) -> None:
         queue.producers.forget(fact.producer_ids)
+
+    # The end.
+
+    def end(self) -> None:
+        """Everything was taken in: deliveries are over, and queues whose making stood in damage get a name."""
+        taken = {queue.name for queue in self.queues.values()}
+        for queue in [queue for queue in self.queues.values() if queue.name is None]:
+            if queue.next_offset == 1:
+                del self.queues[queue.queue_id]
+                continue
+            suffix = DLQ_SUFFIX if queue.holds_letters else ""
+            name = f"{UNKNOWN_NAME}{queue.queue_id}"
+            while name + suffix in taken:
+                name += "-"
+            queue.name = name + suffix
+            if queue.settings is None:
+                queue.settings = QueueSettings(max_attempts=0, max_losses=0) if suffix else QueueSettings()
+        for queue in self.queues.values():
+            queue.restarted()
 
     def _issued(self, first: int, count: int) -> None:
         self.fences = max(self.fences, first + count)

@@ -1,21 +1,22 @@
 """The control plane: queues, consumers, figures."""
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import TypeVar
+from itertools import islice
 
 from kyogo_broker.engine import Engine
 from kyogo_broker.model.commands import Command, CreateQueue, DeleteQueue, PauseQueue, PurgeQueue, UpdateQueue
 from kyogo_broker.model.effects import AdminDone
-from kyogo_broker.model.errors import Refusal, RefusedError
+from kyogo_broker.model.errors import ErrorCode, Refusal, RefusedError, refuse
 from kyogo_broker.model.stats import ConsumerStats, QueueStats
 from kyogo_broker.server.calls import Calls
 from kyogo_broker.server.handlers import Call, Watch
+from kyogo_broker.server.limits import MAX_WATCHES
+from kyogo_broker.server.pictures import Pictures
 from kyogo_broker.server.status import Context
 from kyogo_broker.server.wire import admin as wire
-
-_T = TypeVar("_T", QueueStats, ConsumerStats)
 
 
 class Admin:
@@ -45,6 +46,9 @@ class Admin:
         self._closing = closing
         self._updating = asyncio.Lock()
         """An update reads settings, changes some and writes them all: one at a time."""
+        self._all = Pictures(self._sorted)
+        self._all_stats = Pictures(self._encoded)
+        self._watches = 0
 
     def calls(self) -> Mapping[str, Call]:
         """The unary rpcs that are built, by name."""
@@ -79,12 +83,14 @@ class Admin:
         """Show queues by name, a page at a time."""
         prefix, labels, page = wire.decode_list_queues(raw)
         wanted = set(labels.items())
-        found = [
+        queues, _ = await self._all.get()
+        begin = bisect_right(queues, page.after, key=lambda queue: queue.name)
+        found = (
             queue
-            for queue in self._engine.shard_stats().queues
+            for queue in islice(queues, begin, None)
             if queue.name.startswith(prefix) and wanted <= set(queue.settings.labels)
-        ]
-        return wire.encode_queues(*_page_of(found, page, lambda queue: queue.name))
+        )
+        return wire.encode_queues(found, page.size)
 
     async def update_queue(self, raw: bytes) -> bytes:
         """Change some settings of a queue."""
@@ -111,23 +117,33 @@ class Admin:
         queue, page = wire.decode_list_consumers(raw)
         if queue:
             self._queue(queue)
-        consumers = self._engine.shard_stats().consumers
-        found = [consumer for consumer in consumers if not queue or queue in consumer.queues]
-        listed, token = _page_of(found, page, lambda consumer: consumer.consumer_id)
+        _, consumers = await self._all.get()
+        begin = bisect_right(consumers, page.after, key=lambda consumer: consumer.consumer_id)
         peers = self._peers()
-        return wire.encode_consumers([(each, peers.get(each.port, "")) for each in listed], token)
+        found = (
+            (consumer, peers.get(consumer.port, ""))
+            for consumer in islice(consumers, begin, None)
+            if not queue or queue in consumer.queues
+        )
+        return wire.encode_consumers(found, page.size)
 
     async def get_stats(self, raw: bytes) -> bytes:
         """Show the figures of the broker and its queues."""
-        return self._stats(wire.decode_stats(raw))
+        return await self._stats(wire.decode_stats(raw))
 
     async def watch_stats(self, raw: bytes, context: Context) -> None:
         """Show the figures again and again, until the client ends the call or the broker stops."""
         queue, interval_ms = wire.decode_watch_stats(raw)
-        while not self._closing.is_set():
-            await context.write(self._stats(queue))
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._closing.wait(), interval_ms / 1000)
+        if self._watches >= MAX_WATCHES:
+            raise refuse(ErrorCode.LIMIT_EXCEEDED, f"{MAX_WATCHES} calls of WatchStats are open: end some")
+        self._watches += 1
+        try:
+            while not self._closing.is_set():
+                await context.write(await self._stats(queue))
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._closing.wait(), interval_ms / 1000)
+        finally:
+            self._watches -= 1
 
     async def _pause(self, rpc: str, raw: bytes, *, paused: bool) -> bytes:
         queue = wire.decode_queue(rpc, raw)
@@ -137,20 +153,25 @@ class Admin:
     async def _ask(self, command: Callable[[int, int], Command], size: int) -> AdminDone:
         return await self._calls.ask(AdminDone, command, size=size)
 
-    def _stats(self, queue: str) -> bytes:
+    async def _stats(self, queue: str) -> bytes:
+        if not queue:
+            return await self._all_stats.get()
+        stats = self._queue(queue)
+        return wire.encode_stats(self._figures(), *await self._all.get(), [stats])
+
+    def _sorted(self) -> tuple[list[QueueStats], list[ConsumerStats]]:
         shard = self._engine.shard_stats()
-        queues = [self._queue(queue)] if queue else sorted(shard.queues, key=lambda each: each.name)
-        return wire.encode_stats(self._figures(), shard, queues)
+        return (
+            sorted(shard.queues, key=lambda each: each.name),
+            sorted(shard.consumers, key=lambda each: each.consumer_id),
+        )
+
+    def _encoded(self) -> bytes:
+        queues, consumers = self._sorted()
+        return wire.encode_stats(self._figures(), queues, consumers, queues)
 
     def _queue(self, name: str) -> QueueStats:
         queue = self._engine.queue_stats(name)
         if isinstance(queue, Refusal):
             raise RefusedError(queue)
         return queue
-
-
-def _page_of(items: Sequence[_T], page: wire.Page, name: Callable[[_T], str]) -> tuple[list[_T], str]:
-    """The items of a page, and the token of the next one; a token is the last name shown."""
-    rest = sorted((item for item in items if name(item) > page.after), key=name)
-    shown = rest[: page.size]
-    return shown, name(shown[-1]) if len(rest) > len(shown) else ""

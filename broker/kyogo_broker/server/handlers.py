@@ -2,11 +2,14 @@
 
 A coroutine raises what went wrong, and never speaks of statuses. Bytes stay bytes, because gRPC's own
 decoding answers garbage with an UNKNOWN that shows a Python class.
+
+Every rpc is registered as one whose client streams, which is the same on the wire: so the handler runs, and counts,
+from the first byte on, and a request that never comes or an answer that is never read ends in its time.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
 from typing import TypeAlias, TypeVar
 
 import grpc
@@ -16,6 +19,7 @@ from kyogo_broker.clock import fresh_name
 from kyogo_broker.model.errors import ErrorCode, Refusal, RefusedError
 from kyogo_broker.server import status, wire
 from kyogo_broker.server.admission import Admission
+from kyogo_broker.server.limits import LAST_WORD_SECONDS, MAX_CONTROL_BYTES, MAX_RECEIVE_BYTES, REQUEST_SECONDS
 from kyogo_broker.server.status import Context, OrderError
 from kyogo_broker.server.stream import StreamClosedError
 
@@ -39,61 +43,121 @@ class Handlers:
     def __init__(self, admission: Admission) -> None:
         self._admission = admission
 
-    def unary(self, call: Call) -> Handler:
-        """A handler for a unary rpc."""
+    def unary(self, call: Call, bytes_max: int = MAX_RECEIVE_BYTES) -> Handler:
+        """A handler for a unary rpc whose request has at most `bytes_max`."""
 
-        async def handle(raw: bytes, context: Context) -> bytes:
-            return await _guarded(context, self._admission.call(), lambda: call(raw))
+        async def run(context: Context) -> bytes:
+            raw = await _request(context, bytes_max)
+            with self._admission.call():
+                return await call(raw)
 
-        return grpc.unary_unary_rpc_method_handler(handle)
+        async def handle(_: object, context: Context) -> bytes:
+            return await _guarded(context, run)
+
+        return grpc.stream_unary_rpc_method_handler(handle)
 
     def unary_open(self, call: ContextCall) -> Handler:
         """A handler for a unary rpc that is never refused, and may end its call itself: health checks."""
 
-        async def handle(raw: bytes, context: Context) -> bytes:
-            return await _guarded(context, nullcontext(), lambda: call(raw, context))
+        async def run(context: Context) -> bytes:
+            return await call(await _request(context, MAX_CONTROL_BYTES), context)
 
-        return grpc.unary_unary_rpc_method_handler(handle)
+        async def handle(_: object, context: Context) -> bytes:
+            return await _guarded(context, run)
+
+        return grpc.stream_unary_rpc_method_handler(handle)
 
     def bidi(self, serve: Serve) -> Handler:
         """A handler for a bidirectional rpc."""
 
+        async def run(context: Context) -> None:
+            with self._admission.stream(context.peer()):
+                await serve(context)
+
         async def handle(_: object, context: Context) -> None:
-            await _guarded(context, self._admission.stream(context.peer()), lambda: serve(context))
+            await _guarded(context, run)
 
         return grpc.stream_stream_rpc_method_handler(handle)
 
     def watch(self, watch: Watch) -> Handler:
         """A handler for an rpc with one request and many answers."""
 
-        async def handle(raw: bytes, context: Context) -> None:
-            await _guarded(context, self._admission.stream(context.peer()), lambda: watch(raw, context))
+        async def serve(context: Context) -> None:
+            await watch(await _request(context, MAX_CONTROL_BYTES), context)
 
-        return grpc.unary_stream_rpc_method_handler(handle)
+        return self.bidi(serve)
 
     def missing(self, rpc: wire.Rpc) -> Handler:
         """A handler for an rpc of the contract that is not built."""
 
-        async def refuse() -> None:
+        async def refuse(_: Context) -> None:
             raise RefusedError(
                 Refusal(ErrorCode.UNSUPPORTED, f"{rpc.name} is not built in this broker: see GetServerInfo")
             )
 
         async def handle(_: object, context: Context) -> None:
-            await _guarded(context, self._admission.call(), refuse)
+            await _guarded(context, refuse)
 
-        if rpc.client_streams:
-            return grpc.stream_stream_rpc_method_handler(handle)
         if rpc.server_streams:
-            return grpc.unary_stream_rpc_method_handler(handle)
-        return grpc.unary_unary_rpc_method_handler(handle)
+            return grpc.stream_stream_rpc_method_handler(handle)
+        return grpc.stream_unary_rpc_method_handler(handle)
 
 
-async def _guarded(context: Context, admitted: AbstractContextManager[None], run: Callable[[], Awaitable[_T]]) -> _T:
+async def _request(context: Context, bytes_max: int) -> bytes:
+    """The one request of a call.
+
+    Raises:
+        UndecodableError: there is none.
+        RefusedError: it is too large.
+    """
+    loop = asyncio.get_running_loop()
+    late = loop.call_later(REQUEST_SECONDS, _spawn, _refuse_late, context)
+    try:
+        raw = await context.read()
+    finally:
+        late.cancel()
+    if raw is grpc.aio.EOF:
+        if late.when() <= loop.time():
+            raise grpc.aio.AbortError
+        raise wire.UndecodableError("request")
+    assert isinstance(raw, bytes), "requests are left as they come"
+    if len(raw) > bytes_max:
+        text = f"the request has {len(raw)} bytes, at most {bytes_max} are accepted: name fewer things in it"
+        raise RefusedError(Refusal(ErrorCode.LIMIT_EXCEEDED, text))
+    return raw
+
+
+async def _refuse_late(context: Context) -> None:
+    """End a call from outside of its handler, whose read then returns."""
+    text = f"the request did not arrive within {REQUEST_SECONDS:.0f} s: send it again, all of it at once"
+    with suppress(grpc.aio.AbortError, grpc.aio.UsageError):
+        await status.abort(context, Refusal(ErrorCode.FRAME_INVALID, text), grpc.StatusCode.DEADLINE_EXCEEDED)
+
+
+_spawned: set[asyncio.Task[None]] = set()
+
+
+def _spawn(run: Callable[[Context], Coroutine[None, None, None]], context: Context) -> None:
+    task = asyncio.create_task(run(context))
+    _spawned.add(task)
+    task.add_done_callback(_spawned.discard)
+
+
+def _limit_last_word() -> None:
+    """From now on the answer and the status are on their way, which is not for ever."""
+    task = asyncio.current_task()
+    assert task is not None, "handlers run in tasks"
+    timer = asyncio.get_running_loop().call_later(LAST_WORD_SECONDS, task.cancel)
+    task.add_done_callback(lambda _: timer.cancel())
+
+
+async def _guarded(context: Context, run: Callable[[Context], Awaitable[_T]]) -> _T:
     """Run an rpc; whatever it raises becomes the status, and no traceback reaches the client."""
     try:
-        with admitted:
-            return await run()
+        try:
+            return await run(context)
+        finally:
+            _limit_last_word()
     except (asyncio.CancelledError, grpc.aio.AbortError):
         raise
     except RefusedError as error:

@@ -1,6 +1,9 @@
 """Publishing: single calls, and streams with pipelined confirms."""
 
+from dataclasses import replace
+
 from kyogo_broker.engine import Engine
+from kyogo_broker.model.commands import Publish
 from kyogo_broker.model.effects import Effect, PublishDone
 from kyogo_broker.model.errors import RefusedError
 from kyogo_broker.server import wire
@@ -8,6 +11,7 @@ from kyogo_broker.server.calls import Calls
 from kyogo_broker.server.limits import Limits
 from kyogo_broker.server.status import Context
 from kyogo_broker.server.stream import Stream
+from kyogo_broker.server.turnstile import Turnstile
 
 MAX_PIPELINED = 1_024
 """Requests of one stream that were read and whose answers were not written; then it is not read on."""
@@ -16,8 +20,8 @@ MAX_PIPELINED = 1_024
 class PublishStream(Stream):
     """One PublishStream: every request gets one answer, and the stream ends OK after the last of them."""
 
-    def __init__(self, engine: Engine, limits: Limits) -> None:
-        super().__init__(engine)
+    def __init__(self, engine: Engine, limits: Limits, turnstile: Turnstile | None = None) -> None:
+        super().__init__(engine, turnstile)
         self._limits = limits
         self._outbox: list[bytes] = []
         self._submitted = 0
@@ -32,7 +36,7 @@ class PublishStream(Stream):
 
     async def _handle(self, raw: bytes) -> bool:
         try:
-            command = wire.decode_publish(raw, port=self.port, limits=self._limits)
+            command = await self._turnstile.decode(raw, self._decode)
         except RefusedError as error:
             self._outbox.append(wire.refused_publish(error.refusal, wire.request_id_of(raw)))
             self._wake.set()
@@ -40,6 +44,9 @@ class PublishStream(Stream):
         self._submitted += 1
         await self._engine.submit(command, port=self.port, size=len(raw))
         return False
+
+    def _decode(self, raw: bytes) -> Publish:
+        return wire.decode_publish(raw, port=self.port, limits=self._limits)
 
     async def _flush(self, context: Context) -> bool:
         waiting, self._outbox = self._outbox, []
@@ -61,9 +68,10 @@ class PublishStream(Stream):
 class PublishCalls:
     """The unary `Publish`."""
 
-    def __init__(self, calls: Calls, limits: Limits) -> None:
+    def __init__(self, calls: Calls, limits: Limits, turnstile: Turnstile) -> None:
         self._calls = calls
         self._limits = limits
+        self._turnstile = turnstile
 
     async def publish(self, raw: bytes) -> bytes:
         """Store one request; the answer means durable.
@@ -72,9 +80,10 @@ class PublishCalls:
             RefusedError: nothing was stored.
             UndecodableError: the bytes are no request.
         """
-        done = await self._calls.ask(
-            PublishDone,
-            lambda port, tag: wire.decode_publish(raw, port=port, tag=tag, limits=self._limits),
-            size=len(raw),
-        )
-        return wire.publish_response(done, wire.request_id_of(raw))
+        command = await self._turnstile.decode(raw, self._decode)
+        request_id = command.tag
+        done = await self._calls.ask(PublishDone, lambda port, tag: replace(command, port=port, tag=tag), size=len(raw))
+        return wire.publish_response(done, request_id)
+
+    def _decode(self, raw: bytes) -> Publish:
+        return wire.decode_publish(raw, port=0, limits=self._limits)

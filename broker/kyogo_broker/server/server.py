@@ -5,6 +5,7 @@ the port
 """
 
 import asyncio
+import resource
 from collections.abc import Callable, Mapping
 
 import grpc
@@ -19,12 +20,21 @@ from kyogo_broker.server.admission import Admission, AdmissionStats
 from kyogo_broker.server.calls import Calls
 from kyogo_broker.server.handlers import Handler, Handlers
 from kyogo_broker.server.identity import Identity
-from kyogo_broker.server.limits import MAX_FRAME_BYTES, MAX_RECEIVE_BYTES, Limits
+from kyogo_broker.server.limits import (
+    MAX_CONNECTIONS,
+    MAX_CONTROL_BYTES,
+    MAX_FRAME_BYTES,
+    MAX_RECEIVE_BYTES,
+    SPARE_FILES,
+    STREAM_SLOTS_SPARE,
+    Limits,
+)
 from kyogo_broker.server.publish import PublishCalls, PublishStream
 from kyogo_broker.server.session import ConsumeStream
 from kyogo_broker.server.standard import HEALTH_SERVICE, REFLECTION_SERVICES, Health, Reflection
 from kyogo_broker.server.status import Context
 from kyogo_broker.server.stream import Stream
+from kyogo_broker.server.turnstile import Turnstile
 
 BACK_IN_MS = 2_000
 """When a client is to come back to a broker that stops: a restart takes about as long."""
@@ -77,13 +87,14 @@ class Server:
         self._limits = limits
         self._admission = Admission(limits)
         self._calls = Calls(engine)
+        self._turnstile = Turnstile()
         self._open: dict[int, tuple[Stream, str]] = {}
         self._stopping = False
         self._closing = asyncio.Event()
         services = (wire.BROKER_SERVICE, wire.ADMIN_SERVICE, HEALTH_SERVICE, *REFLECTION_SERVICES)
         self.health = Health(services)
         self._grpc = grpc.aio.server(
-            options=tuple(OPTIONS.items()),
+            options=tuple(_options(limits).items()),
             maximum_concurrent_rpcs=limits.max_streams + limits.max_calls + CALLS_BEYOND_LIMITS,
         )
         admin = Admin(engine, self._calls, figures, self._peers, self._closing)
@@ -140,14 +151,14 @@ class Server:
 
     def _register(self, admin: Admin, reflection: Reflection) -> None:
         make = Handlers(self._admission)
-        publish = PublishCalls(self._calls, self._limits)
+        publish = PublishCalls(self._calls, self._limits, self._turnstile)
         broker = {
-            "GetServerInfo": make.unary(self._server_info),
+            "GetServerInfo": make.unary(self._server_info, MAX_CONTROL_BYTES),
             "Publish": make.unary(publish.publish),
             "PublishStream": make.bidi(self._publish_stream),
             "Consume": make.bidi(self._consume),
         }
-        control = {name: make.unary(call) for name, call in admin.calls().items()}
+        control = {name: make.unary(call, MAX_CONTROL_BYTES) for name, call in admin.calls().items()}
         control |= {name: make.watch(watch) for name, watch in admin.watches().items()}
         health = {"Check": make.unary_open(self.health.check), "Watch": make.watch(self.health.watch)}
         services = {
@@ -165,10 +176,10 @@ class Server:
         return wire.server_info(self._identity, self._limits)
 
     async def _publish_stream(self, context: Context) -> None:
-        await self._serve(PublishStream(self._engine, self._limits), context)
+        await self._serve(PublishStream(self._engine, self._limits, self._turnstile), context)
 
     async def _consume(self, context: Context) -> None:
-        stream = ConsumeStream(self._engine, self._limits, self._identity, self._clock)
+        stream = ConsumeStream(self._engine, self._limits, self._identity, self._clock, self._turnstile)
         await self._serve(stream, context)
 
     async def _serve(self, stream: Stream, context: Context) -> None:
@@ -182,6 +193,19 @@ class Server:
 
     def _peers(self) -> Mapping[int, str]:
         return {port: peer for port, (_, peer) in self._open.items()}
+
+
+def _options(limits: Limits) -> dict[str, int]:
+    """What is fixed, and what follows from the limits and from the process's own."""
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    files = MAX_CONNECTIONS if files == resource.RLIM_INFINITY else max(files - SPARE_FILES, files // 2)
+    return {
+        **OPTIONS,
+        # Above our own limit, whose error is the clearer one; what is beyond this costs a tenth.
+        "grpc.max_concurrent_streams": limits.max_streams_per_client + STREAM_SLOTS_SPARE,
+        # A journal that finds no file to write to stops the broker: connections may not take them all.
+        "grpc.max_allowed_incoming_connections": min(MAX_CONNECTIONS, files),
+    }
 
 
 def _complete(service: str, built: Mapping[str, Handler], make: Handlers) -> dict[str, Handler]:

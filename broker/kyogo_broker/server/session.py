@@ -6,22 +6,25 @@
     anything else   ---> `StreamEnded`, at once: a killed peer looks just like a clean end
 
 Everything that waits when the writer is free goes into as few frames as possible: that is the batching of
-deliveries and answers, and it needs no timer. What waits is bounded by the prefetch, and, for answers, by not
-reading on while too many of them wait.
+deliveries and answers, and it needs no timer. What waits is bounded: answers by not reading on while too many of them
+wait, deliveries by the prefetch, unless leases run out while nothing is read. So a consumer for whom more than twice
+its prefetch waits, or whom nothing could be written for a minute, is lost, however lively its heartbeats.
 """
 
 import asyncio
+from collections.abc import Sequence
 
 from kyogo_broker.clock import Clock, fresh_name, fresh_session_id, fresh_token
-from kyogo_broker.engine import Engine
-from kyogo_broker.model.commands import Attach, Detach, Heartbeat, StreamEnded
-from kyogo_broker.model.effects import AttachDone, AttachRefused, Effect, EndStream
+from kyogo_broker.engine import PORT_BYTES_MAX, Engine
+from kyogo_broker.model.commands import Attach, Command, Detach, Heartbeat, SetPrefetch, StreamEnded
+from kyogo_broker.model.effects import AttachDone, AttachRefused, Deliver, Effect, EndStream
 from kyogo_broker.model.errors import ErrorCode, Refusal, RefusedError
 from kyogo_broker.server import wire
 from kyogo_broker.server.identity import Identity
-from kyogo_broker.server.limits import Limits
+from kyogo_broker.server.limits import HEAVY_COST_BYTES, MAX_WAITING_ITEMS, UNREAD_SECONDS, Limits
 from kyogo_broker.server.status import Context, OrderError
 from kyogo_broker.server.stream import Stream, StreamClosedError
+from kyogo_broker.server.turnstile import Turnstile
 
 MAX_WAITING_EFFECTS = 4_096
 """Above it nothing more is read: a consumer that asks and asks and does not read the answers waits for
@@ -30,14 +33,24 @@ ATTACH_WITHIN_SECONDS = 10.0
 """An open stream without a session is nobody's; a client attaches in its first frame."""
 HEARTBEAT_AFTER_SECONDS = 4.0
 """Of silence: the contract says at least every 5 s."""
+UNREAD_PREFETCHES = 2
+"""What waits for a consumer, in its prefetches: one may be on its way out while leases of it have run out already."""
 _SILENT = Refusal(ErrorCode.UNSPECIFIED, "the stream was ended: attach again")
+_UNREAD = Refusal(ErrorCode.LIMIT_EXCEEDED, "deliveries were not read in time: read what is sent, or attach again")
 
 
 class ConsumeStream(Stream):
     """One consumer's stream."""
 
-    def __init__(self, engine: Engine, limits: Limits, identity: Identity, clock: Clock) -> None:
-        super().__init__(engine)
+    def __init__(
+        self,
+        engine: Engine,
+        limits: Limits,
+        identity: Identity,
+        clock: Clock,
+        turnstile: Turnstile | None = None,
+    ) -> None:
+        super().__init__(engine, turnstile)
         self._limits = limits
         self._identity = identity
         self._clock = clock
@@ -52,6 +65,12 @@ class ConsumeStream(Stream):
         self._greeted = False
         """`attached` was written: only now anything else may be."""
         self._outbox: list[Effect] = []
+        self._waiting_items = 0
+        """Results and ranges in the outbox."""
+        self._waiting_bytes = 0
+        """Of the messages in it."""
+        self._prefetch_bytes = 0
+        """The most it was ever granted."""
         self._detached = False
         self._end: EndStream | AttachRefused | None = None
         self._told = False
@@ -61,16 +80,24 @@ class ConsumeStream(Stream):
         self._echo = 0
         self._loop = asyncio.get_running_loop()
         self._wrote_at = self._loop.time()
+        self._writing_since: float | None = None
         self._timer = self._loop.call_later(ATTACH_WITHIN_SECONDS, self._on_timer)
 
     def take(self, effect: Effect) -> None:
         """Accept an effect; `AttachDone` is the first one, `EndStream` the last."""
         if isinstance(effect, AttachDone):
             self._attached = effect
+            self._granted(effect.prefetch_bytes)
         elif isinstance(effect, EndStream | AttachRefused):
             self._end = effect
+            self._end_soon()
         else:
             self._outbox.append(effect)
+            self._waiting_items += wire.items_of(effect)
+            if isinstance(effect, Deliver):
+                self._waiting_bytes += sum(len(run.wire) for run in effect.runs)
+                if self._waiting_bytes > self._waiting_bytes_max():
+                    self._unread()
         self._wake.set()
 
     def close(self, refusal: Refusal) -> None:
@@ -79,22 +106,44 @@ class ConsumeStream(Stream):
         super().close(refusal)
 
     async def _handle(self, raw: bytes) -> bool:
-        frame = wire.decode_consume(raw, self._session, self._limits)
+        frame = await self._turnstile.decode(raw, self._decode)
         self._check_order(frame)
         self._outbox.extend(frame.answers)
         if frame.heartbeat:
             self._echo = frame.heartbeat
             self._beat_due = True
-        size = len(raw)
-        for command in frame.commands or (Heartbeat(self.port),):
-            if self._over:
-                return True
-            self._detached = isinstance(command, Detach)
-            await self._engine.submit(command, port=self.port, size=size)
-            size = 0
+        if frame.cost < HEAVY_COST_BYTES:
+            await self._submit(frame.commands, frame.cost)
+        else:
+            async with self._turnstile.heavy:
+                await self._submit(frame.commands, max(frame.cost, PORT_BYTES_MAX))
         if frame.answers or frame.heartbeat:
             self._wake.set()
-        return self._detached
+        return self._detached or self._over
+
+    async def _submit(self, commands: Sequence[Command], cost: int) -> None:
+        """Give a frame to the engine; one that weighs as much as may wait there is handled when this returns."""
+        last = len(commands) - 1
+        for number, command in enumerate(commands):
+            if self._over:
+                return
+            self._detached = isinstance(command, Detach)
+            if isinstance(command, SetPrefetch):
+                self._granted(command.bytes)
+            await self._engine.submit(command, port=self.port, size=cost if number == last else 0)
+        if not commands:
+            await self._engine.submit(Heartbeat(self.port), port=self.port, size=cost)
+
+    def _decode(self, raw: bytes) -> wire.ConsumerFrame:
+        return wire.decode_consume(raw, self._session, self._limits)
+
+    def _granted(self, prefetch_bytes: int) -> None:
+        """What was granted earlier may still be in flight."""
+        self._prefetch_bytes = max(self._prefetch_bytes, min(prefetch_bytes, self._limits.max_prefetch_bytes))
+
+    def _waiting_bytes_max(self) -> int:
+        """A message that is larger than the prefetch goes alone, and the next one follows its answer."""
+        return UNREAD_PREFETCHES * (self._prefetch_bytes + self._limits.max_message_bytes)
 
     def _check_order(self, frame: wire.ConsumerFrame) -> None:
         first = frame.commands[0] if frame.commands else None
@@ -112,9 +161,12 @@ class ConsumeStream(Stream):
             await self._write(context, wire.attached(self._attached, self._identity, self._limits))
         if self._greeted and self._attach is not None:
             effects, self._outbox = self._outbox, []
+            items, octets = self._waiting_items, self._waiting_bytes
             limit = self._attach.max_frame_bytes
             for frame in wire.frames(effects, first=self._heartbeat(), max_frame_bytes=limit):
                 await self._write(context, frame)
+            self._waiting_items -= items
+            self._waiting_bytes -= octets
             self._room.set()
             if self._outbox:
                 return False
@@ -133,7 +185,9 @@ class ConsumeStream(Stream):
         return True
 
     async def _write(self, context: Context, frame: bytes) -> None:
+        self._writing_since = self._loop.time()
         await context.write(frame)
+        self._writing_since = None
         self._wrote_at = self._loop.time()
 
     def _heartbeat(self) -> bytes:
@@ -144,7 +198,7 @@ class ConsumeStream(Stream):
         return wire.heartbeat(self._beats, self._echo, self._clock.now().unix_ms)
 
     def _full(self) -> bool:
-        return len(self._outbox) >= MAX_WAITING_EFFECTS
+        return len(self._outbox) >= MAX_WAITING_EFFECTS or self._waiting_items >= MAX_WAITING_ITEMS
 
     def _at_end_of_input(self) -> None:
         if not self._detached:
@@ -156,6 +210,9 @@ class ConsumeStream(Stream):
         # no harm.
         self._tell()
 
+    def _unread(self) -> None:
+        self._fail(StreamClosedError(_UNREAD))
+
     def _tell(self) -> None:
         if not self._told:
             self._told = True
@@ -165,6 +222,9 @@ class ConsumeStream(Stream):
         idle = self._loop.time() - self._wrote_at
         if self._attach is None:
             self._fail(OrderError(f"nothing attached within {ATTACH_WITHIN_SECONDS:.0f} s: attach, or close"))
+            return
+        if self._writing_since is not None and self._loop.time() - self._writing_since >= UNREAD_SECONDS:
+            self._unread()
             return
         if self._greeted and idle >= HEARTBEAT_AFTER_SECONDS:
             self._beat_due = True

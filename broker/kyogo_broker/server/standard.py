@@ -13,7 +13,9 @@ from google.protobuf.message import DecodeError, Message
 from grpc_health.v1 import health_pb2  # type: ignore[import-untyped, unused-ignore]
 from grpc_reflection.v1alpha import reflection, reflection_pb2  # type: ignore[import-untyped, unused-ignore]
 
+from kyogo_broker.model.errors import ErrorCode, Refusal, RefusedError
 from kyogo_broker.server import wire
+from kyogo_broker.server.limits import MAX_CONTROL_BYTES
 from kyogo_broker.server.status import Context
 
 HEALTH_SERVICE = "grpc.health.v1.Health"
@@ -87,6 +89,9 @@ class Reflection:
 
 async def _requests(context: Context) -> AsyncIterator[reflection_pb2.ServerReflectionRequest]:
     while (raw := await context.read()) is not grpc.aio.EOF:
+        if len(raw) > MAX_CONTROL_BYTES:
+            text = f"the question has {len(raw)} bytes, at most {MAX_CONTROL_BYTES} are accepted: ask for one thing"
+            raise RefusedError(Refusal(ErrorCode.LIMIT_EXCEEDED, text))
         yield _parse(reflection_pb2.ServerReflectionRequest, raw)
 
 

@@ -2,7 +2,8 @@
 
 The writer is the coroutine that gRPC runs for the call; gRPC cancels it when the client is gone. The reader
 is a task of its own that is never cancelled (a cancelled read loses messages): when the call is over its last
-read returns, and it ends by itself. Only the writer writes, since two writes at once are an error.
+read returns, and it ends by itself. Only the writer writes, since two writes at once are an error. A peer that does
+not read holds up the writer for ever: when the stream is to end, it is given a moment and then cancelled.
 
     context.read() -> reader -> engine.submit     ...     engine -> take() -> outbox -> writer ->
     context.write()
@@ -16,7 +17,9 @@ import grpc
 from kyogo_broker.engine import Engine
 from kyogo_broker.model.effects import Effect
 from kyogo_broker.model.errors import Refusal
+from kyogo_broker.server.limits import LAST_WORD_SECONDS
 from kyogo_broker.server.status import Context
+from kyogo_broker.server.turnstile import Turnstile
 
 _readers: set[asyncio.Task[None]] = set()
 """Keeps readers from being collected between the end of their call and their own, a moment later."""
@@ -39,14 +42,17 @@ class StreamClosedError(Exception):
 class Stream(ABC):
     """One open stream; a sink for the effects of its port."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, turnstile: Turnstile | None = None) -> None:
         self._engine = engine
+        self._turnstile = Turnstile() if turnstile is None else turnstile
         self.port = engine.open_port(self)
         self._wake = asyncio.Event()
         self._room = asyncio.Event()
         self._fault: Exception | None = None
         self._half_closed = False
         self._over = False
+        self._writer: asyncio.Task[object] | None = None
+        self._last_word: asyncio.TimerHandle | None = None
 
     async def serve(self, context: Context) -> None:
         """Run the stream to its end; returns for status OK.
@@ -54,6 +60,7 @@ class Stream(ABC):
         Raises:
             Exception: what ends it with another status; the caller knows which.
         """
+        self._writer = asyncio.current_task()
         reader = asyncio.create_task(self._read(context))
         _readers.add(reader)
         reader.add_done_callback(_readers.discard)
@@ -70,6 +77,8 @@ class Stream(ABC):
         finally:
             self._over = True
             self._room.set()
+            if self._last_word is not None:
+                self._last_word.cancel()
             self._ended()
             self._engine.close_port(self.port)
 
@@ -122,4 +131,10 @@ class Stream(ABC):
     def _fail(self, error: Exception) -> None:
         if self._fault is None:
             self._fault = error
+        self._end_soon()
+
+    def _end_soon(self) -> None:
+        """There is nothing to wait for but the last frames; a writer that cannot write them is cancelled."""
         self._wake.set()
+        if self._last_word is None and self._writer is not None and not self._over:
+            self._last_word = asyncio.get_running_loop().call_later(LAST_WORD_SECONDS, self._writer.cancel)

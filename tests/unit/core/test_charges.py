@@ -1,4 +1,4 @@
-""""What is charged", one test a row: `attempt`, `losses`, the place, the delay."""
+""" "What is charged", one test a row: `attempt`, `losses`, the place, the delay."""
 
 import pytest
 
@@ -72,7 +72,7 @@ def test_retry_waits_as_said(delay_ms: int) -> None:
     driver, port, run = held_by_one()
     driver.settle(port, Outcome.RETRY, run.first_fence, delay_ms=delay_ms)
     for _ in range(delay_ms // 1_000):
-        driver.wait(1_000 if delay_ms >= 1_000 else delay_ms)
+        driver.wait(1_000)
         driver.do(Heartbeat(port))
     driver.wait(delay_ms % 1_000)
     again_run = runs(driver.effects, port)[-1]

@@ -20,19 +20,15 @@ TABLE = {
     ConsumerEvent.DRAIN: (DRAINING, DRAINING, DRAINING, DRAINING, DRAINING, STOPPED),
     ConsumerEvent.LEFT: (STOPPED,) * 6,
 }
-PAIRS = [
-    (state, event, after) for event, row in TABLE.items() for state, after in zip(ConsumerState, row, strict=True)
-]
+PAIRS = [(state, event, after) for event, row in TABLE.items() for state, after in zip(ConsumerState, row, strict=True)]
 
 
 def test_every_event_is_in_the_table() -> None:
     assert set(TABLE) == set(ConsumerEvent)
 
 
-@pytest.mark.parametrize(("state", "event", "after"), PAIRS, ids=lambda value: str(value))
-def test_every_pair_of_state_and_event(
-    state: ConsumerState, event: ConsumerEvent, after: ConsumerState | None
-) -> None:
+@pytest.mark.parametrize(("state", "event", "after"), PAIRS, ids=str)
+def test_every_pair_of_state_and_event(state: ConsumerState, event: ConsumerEvent, after: ConsumerState | None) -> None:
     if after is None:
         with pytest.raises(AssertionError, match="cannot happen"):
             next_state(state, event)

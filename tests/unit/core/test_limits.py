@@ -2,7 +2,7 @@
 
 import pytest
 
-from kyogo_broker.core import dispatch, leases
+from kyogo_broker.core import fences, leases
 from kyogo_broker.core.fences import BLOCK, RESERVE_AT
 from kyogo_broker.core.limits import DISPATCH_MESSAGES_MAX, ShardConfig
 from kyogo_broker.core.sessions import LOST_TOLD_MAX
@@ -85,35 +85,32 @@ def test_fences_are_reserved_before_they_run_out() -> None:
     driver = Driver()
     driver.create()
     port = driver.attach(prefetch_messages=10_000)
-    fences = driver.shard._state.fences
-    fences.next = fences.reserved - RESERVE_AT
+    counter = driver.shard._state.fences
+    counter.next = counter.reserved - RESERVE_AT
     driver.publish(*[b"x"] * 10)
-    driver.settle(port, Outcome.ACK, (driver.last_delivery(port).first_fence, driver.last_delivery(port).first_fence + 9))
+    driver.settle(
+        port, Outcome.ACK, (driver.last_delivery(port).first_fence, driver.last_delivery(port).first_fence + 9)
+    )
     driver.publish(1)
     reserved = [fact.until for record in driver.records for fact in record.facts if isinstance(fact, FencesReserved)]
     assert reserved == [1 + BLOCK, 1 + 2 * BLOCK]
 
 
-def test_fences_do_not_run_out_when_very_many_queues_deliver_in_one_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A turn issues fences for every queue; the block that is left must not have to hold them all."""
-    monkeypatch.setattr(dispatch, "DISPATCH_MESSAGES_MAX", RESERVE_AT // 4)
+def test_fences_do_not_run_out_when_many_queues_deliver_in_one_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fences, "RESERVE_AT", 20_000)
     driver = Driver()
-    size = RESERVE_AT // 4
-    for number in range(6):
-        driver.create(f"q{number}")
-        driver.do(PauseQueue(0, 0, f"q{number}", paused=True))
-        driver.attach(f"q{number}", prefetch_messages=10_000)
-    assert size > 10_000
-    fences = driver.shard._state.fences
-    for number in range(6):
-        for _ in range(2):
-            driver.publish(*[b"x"] * 5_000, queue=f"q{number}")
-    fences.next = fences.reserved - 30_000
-    for number in range(6):
-        driver.handle(PauseQueue(0, 0, f"q{number}", paused=False))
+    names = [f"q{number}" for number in range(6)]
+    for name in names:
+        driver.create(name)
+        driver.do(PauseQueue(0, 0, name, paused=True))
+        driver.attach(name, prefetch_messages=10_000)
+        driver.publish(*[b"x"] * DISPATCH_MESSAGES_MAX, queue=name)
+    counter = driver.shard._state.fences
+    counter.next = counter.reserved - 20_000
+    for name in names:
+        driver.handle(PauseQueue(0, 0, name, paused=False))
     driver.tick()
-    driver.settle_down()
-    assert len(offsets(driver.effects)) == 60_000
+    assert len(offsets(driver.effects)) == 6 * DISPATCH_MESSAGES_MAX
 
 
 def test_ranges_that_one_is_told_of() -> None:

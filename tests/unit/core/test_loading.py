@@ -3,7 +3,7 @@
 import pytest
 
 from kyogo_broker.core import reading, window
-from kyogo_broker.model.commands import DeleteQueue, Loaded, Outcome, PauseQueue, PurgeQueue, StreamEnded
+from kyogo_broker.model.commands import DeleteQueue, Loaded, Outcome, PauseQueue, PurgeQueue, SetPrefetch, StreamEnded
 from kyogo_broker.model.effects import Load
 from kyogo_broker.model.states import RedeliveryReason
 from tests.support.shards import Driver, batch_of, offsets, only, runs, small_limits
@@ -29,7 +29,9 @@ def drain(driver: Driver, port: int) -> list[int]:
         if done == len(given):
             return seen
         for run in given[done:]:
-            assert bytes(run.wire) == b"".join(b"%04d" % o for o in range(run.first_offset, run.first_offset + run.count))
+            assert bytes(run.wire) == b"".join(
+                b"%04d" % o for o in range(run.first_offset, run.first_offset + run.count)
+            )
             seen += range(run.first_offset, run.first_offset + run.count)
             driver.settle(port, ACK, (run.first_fence, run.first_fence + run.count - 1))
             driver.shard.check_invariants()
@@ -51,7 +53,9 @@ def test_memory_is_bounded_by_the_window_not_by_the_backlog() -> None:
         port = driver.attach(prefetch_messages=3)
         for _ in range(50):
             driver.settle(port, ACK, driver.last_delivery(port).first_fence)
-            assert driver.queue().window.bytes <= window.QUEUE_BYTES_MAX + reading.LOAD_BYTES_MAX + 20 * window.ENTRY_BYTES
+            assert (
+                driver.queue().window.bytes <= window.QUEUE_BYTES_MAX + reading.LOAD_BYTES_MAX + 20 * window.ENTRY_BYTES
+            )
 
 
 def test_publishing_goes_on_into_the_window_once_the_backlog_is_in_it() -> None:
@@ -167,7 +171,7 @@ def test_what_returned_is_read_back_first_and_keeps_its_reason() -> None:
         third = driver.attach(prefetch_messages=5)
         got = runs(driver.effects, third)
         assert [run.first_offset for run in got][:1] == [1]
-        assert sorted(offsets(got and driver.effects, third))[:5] == [1, 2, 3, 4, 5]
+        assert sorted(offsets(driver.effects, third))[:5] == [1, 2, 3, 4, 5]
         assert {run.losses for run in got} == {1}
         assert {run.reason for run in got} == {RedeliveryReason.STREAM_LOSS}
         assert b"".join(bytes(run.wire) for run in got) == b"00010002000300040005"
@@ -179,6 +183,18 @@ def test_what_was_read_for_a_redelivery_may_go_once_it_is_delivered() -> None:
     driver.queue().window.clear()
     driver.settle(port, RELEASE, (driver.last_delivery(port).first_fence, driver.last_delivery(port).first_fence))
     assert [held.pinned for held in driver.queue().window] == [False]
+
+
+def test_what_was_read_for_a_redelivery_is_kept_for_nobody_after_a_purge() -> None:
+    driver = backlog(3)
+    port = driver.attach()
+    driver.queue().window.clear()
+    driver.do(SetPrefetch(port, 1, 0))
+    fence = driver.last_delivery(port).first_fence
+    driver.settle(port, RELEASE, fence, fence - 1)
+    assert [(held.first, held.last) for held in driver.queue().window if held.pinned] == [(2, 3)]
+    driver.do(PurgeQueue(0, 0, "q"))
+    assert [held.first for held in driver.queue().window if held.pinned] == []
 
 
 def test_rows_that_begin_at_one_position_are_read_to_the_end_of_the_longest() -> None:

@@ -3,9 +3,10 @@
 import pytest
 
 from kyogo_broker.core import limits
-from kyogo_broker.model.commands import DeleteQueue, Outcome, PurgeQueue, StreamEnded
+from kyogo_broker.model.commands import DeleteQueue, Outcome, PauseQueue, PurgeQueue, StreamEnded
+from kyogo_broker.model.effects import AdminDone
 from kyogo_broker.model.settings import BalancePolicy, QueueSettings
-from tests.support.shards import FRAME_HEAD_BYTES, Driver, offsets, runs, small_limits
+from tests.support.shards import FRAME_HEAD_BYTES, Driver, offsets, only, runs, small_limits
 
 SMALL = FRAME_HEAD_BYTES + 50
 LARGE_BODY = b"L" * 200
@@ -107,8 +108,8 @@ def test_what_is_aside_can_be_purged_and_deleted(command: PurgeQueue | DeleteQue
     driver = driver_with()
     driver.attach(max_frame_bytes=SMALL)
     driver.publish(LARGE_BODY, b"b")
-    [done] = [e for e in driver.do(command) if type(e).__name__ == "AdminDone"]
-    assert done.count == (1 if isinstance(command, PurgeQueue) else 2)  # type: ignore[attr-defined]
+    [done] = only(driver.do(command), AdminDone)
+    assert done.count == (1 if isinstance(command, PurgeQueue) else 2)
     driver.shard.check_invariants()
     if isinstance(command, PurgeQueue):
         assert offsets(driver.effects, driver.attach()) == []
@@ -136,6 +137,42 @@ def test_whoever_was_held_up_by_it_gets_on_when_the_rest_is_purged(monkeypatch: 
     driver.do(PurgeQueue(0, 0, "q"))
     driver.publish(b"small")
     assert offsets(driver.effects, small) == [5]
+
+
+def test_whoever_could_take_none_of_its_share_is_still_chosen() -> None:
+    driver = driver_with(QueueSettings(balance_policy=BalancePolicy.LEAST_IN_FLIGHT))
+    others = [driver.attach(prefetch_messages=9, weight=1) for _ in range(5)]
+    driver.publish(*[b"x"] * 5)
+    small = driver.attach(max_frame_bytes=SMALL, prefetch_messages=1, weight=10)
+    driver.publish(*[LARGE_BODY] * 2)
+    assert (offsets(driver.effects, small), len(offsets(driver.effects))) == ([], 7)
+    driver.publish(b"x")
+    assert offsets(driver.effects, small) == [8], "it holds least"
+    assert {len(offsets(driver.effects, port)) for port in others} == {1, 2}
+
+
+def test_what_was_set_aside_is_shared_out() -> None:
+    driver = driver_with()
+    driver.attach(max_frame_bytes=SMALL)
+    driver.publish(*[LARGE_BODY] * 6)
+    driver.do(PauseQueue(0, 0, "q", paused=True))
+    ports = [driver.attach() for _ in range(3)]
+    driver.do(PauseQueue(0, 0, "q", paused=False))
+    assert [len(offsets(driver.effects, port)) for port in ports] == [2, 2, 2]
+
+
+def test_whoever_waited_for_room_aside_gets_on_when_another_found_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kyogo_broker.core.dispatch.ASIDE_MAX", 2)
+    driver = driver_with()
+    waiting = driver.attach(max_frame_bytes=SMALL)
+    driver.publish(*[LARGE_BODY] * 3)
+    assert driver.shard._state.consumers[waiting].members[0].held_up
+    large = driver.attach(prefetch_messages=1)
+    assert offsets(driver.effects, large) == [1]
+    driver.attach(max_frame_bytes=SMALL)
+    driver.publish(*[b"x"] * 4)
+    assert sorted(driver.queue().aside) == [2, 3]
+    assert len(offsets(driver.effects, waiting)) == 2, "it has its half of the small ones"
 
 
 def test_the_bound_is_worth_its_memory() -> None:

@@ -62,7 +62,9 @@ def test_producers_and_queues_are_told_apart() -> None:
     driver.create("b")
     for queue in ("a", "b"):
         for producer in ("p", "r"):
-            assert isinstance(as_producer(driver, 5, digest=len(producer + queue), queue=queue, producer=producer), tuple)
+            assert isinstance(
+                as_producer(driver, 5, digest=len(producer + queue), queue=queue, producer=producer), tuple
+            )
     assert driver.queue("a").accepted == driver.queue("b").accepted == 2
 
 

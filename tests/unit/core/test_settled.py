@@ -50,7 +50,11 @@ def test_against_a_deque(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     plain: dict[int, deque[tuple[int, Outcome]]] = {1: deque(maxlen=300), 2: deque(maxlen=300)}
     following = 1
     for _ in range(80):
-        queue, count, outcome = chance.choice((1, 2)), chance.choice((1, 1, 3, 63, 64, 65, 200)), chance.choice((*Outcome,))
+        queue, count, outcome = (
+            chance.choice((1, 2)),
+            chance.choice((1, 1, 3, 63, 64, 65, 200)),
+            chance.choice((*Outcome,)),
+        )
         following += chance.choice((0, 0, 1, 70))
         fences.add(queue, following, count, outcome)
         plain[queue].extend((fence, outcome) for fence in range(following, following + count))

@@ -1,5 +1,7 @@
 """What a settlement is answered, and what it changes."""
 
+from typing import Any
+
 import pytest
 
 from kyogo_broker.core.limits import EXTENSION_MS_MAX, FENCE_RANGE_MAX
@@ -145,7 +147,9 @@ def test_overlapping_ranges_take_effect_once(outcome: Outcome) -> None:
 
 
 @pytest.mark.parametrize(
-    ("first", "last"), [(5, 4), (0, 3), (-1, 1), (1, FENCE_RANGE_MAX + 1)], ids=["backwards", "zero", "negative", "endless"]
+    ("first", "last"),
+    [(5, 4), (0, 3), (-1, 1), (1, FENCE_RANGE_MAX + 1)],
+    ids=["backwards", "zero", "negative", "endless"],
 )
 def test_ranges_that_are_none_are_refused_and_nothing_of_their_part_is_done(first: int, last: int) -> None:
     driver, port, fence = holding(3)
@@ -318,7 +322,7 @@ def test_while_the_broker_drains_settlements_go_on_publishes_included() -> None:
 def test_a_producers_resend_inside_a_unit_is_stored_once() -> None:
     driver, port, fence = holding(2)
     driver.create("out")
-    as_producer = {"producer_id": "p", "request_id": 7, "digest": 1}
+    as_producer: dict[str, Any] = {"producer_id": "p", "request_id": 7, "digest": 1}
     first = driver.do(Settle(port, (unit(fence, **as_producer),)))
     second = driver.do(Settle(port, (unit(fence + 1, **as_producer),)))
     for effects in (first, second):

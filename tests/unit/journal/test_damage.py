@@ -161,7 +161,7 @@ def test_an_older_checkpoint_will_not_do_when_records_after_it_were_freed() -> N
     journal = opened(disk)
     take_checkpoint(journal, 2)
     take_checkpoint(journal, 10)
-    journal.free(below=10, live={1 << 32 | 64: 1})
+    journal.free(below=10, live={1: 1})
     assert "0000000001.segment" in names(disk)
     journal.close()
     disk.flip(DIR / "checkpoint-0000000002", 60)

@@ -154,7 +154,7 @@ def test_missing_segments_headers_checkpoints_and_meta_are_damage() -> None:
 
 def test_missing_records_are_damage_unless_a_checkpoint_contains_them() -> None:
     disk, journal = written(*([published(n * 10, 10, 140)] for n in range(1, 9)))
-    journal.free(below=8, live={1 << 32 | 64: 1})
+    journal.free(below=8, live={1: 1})
     (damage,) = findings(disk, "damage")
     assert damage.fields["records"] == [4, 6]
     writer = journal.begin_checkpoint()

@@ -19,6 +19,10 @@ from kyogo_broker.ops.web import HostCheck
         ("127.0.0.1.evil.example", 421),
         ("", 421),
         ("[evil", 421),
+        ("[::1].evil.example", 421),
+        ("[::1]evil", 421),
+        ("127.0.0.1:80evil", 421),
+        ("localhost:80@evil.example", 421),
     ],
 )
 async def test_a_name_that_is_not_ours_gets_nothing(host: str, status: int) -> None:

@@ -356,7 +356,7 @@ async def test_sizes_are_told_once_a_frame() -> None:
         await it.attach()
         frame = pb.ConsumeRequest(heartbeat=pb.ConsumerHeartbeat(sequence=1), prefetch=pb.Prefetch(messages=3))
         await it.feed(frame)
-        assert it.engine.sizes == [ATTACH.ByteSize(), frame.ByteSize(), 0]
+        assert it.engine.sizes == [ATTACH.ByteSize(), 0, frame.ByteSize()]
 
 
 async def test_a_fault_in_the_edge_ends_the_stream_and_is_raised() -> None:

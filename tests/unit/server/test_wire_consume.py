@@ -74,7 +74,7 @@ def test_the_parts_of_a_frame_keep_the_order_of_the_contract() -> None:
 
 
 def test_an_empty_frame_is_no_command() -> None:
-    assert decode() == ConsumerFrame((), (), 0)
+    assert decode() == ConsumerFrame((), (), 0, 0)
 
 
 def test_a_bare_attach_gets_the_defaults() -> None:
@@ -163,7 +163,8 @@ def test_a_range_that_is_none_is_refused(bad: pb.FenceRange) -> None:
 
 
 def test_fences_and_ranges_are_counted_over_the_whole_frame() -> None:
-    half = bounds.MAX_FENCES_PER_FRAME // 2
+    half = bounds.FENCES_PER_PREFETCH * LIMITS.max_prefetch_messages // 2
+    assert len(decode(started=[fences(1, half)], settlements=[ack(fences(1, half))]).commands) == 2
     assert refused_part(started=[fences(1, half), fences(1, half + 1)]).code is ErrorCode.LIMIT_EXCEEDED
     many = [fences(n, n) for n in range(1, bounds.MAX_RANGES_PER_FRAME + 1)]
     assert len(decode(started=many).commands) == 1

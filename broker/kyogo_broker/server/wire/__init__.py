@@ -14,7 +14,7 @@ from kyogo_broker.server.wire.answers import (
     server_info,
 )
 from kyogo_broker.server.wire.consume import ConsumerFrame, Session, decode_consume
-from kyogo_broker.server.wire.frames import RUN_HEAD_BYTES, frames
+from kyogo_broker.server.wire.frames import RUN_HEAD_BYTES, frames, items_of
 from kyogo_broker.server.wire.publish import decode_publish, request_id_of
 from kyogo_broker.server.wire.services import ADMIN_SERVICE, BROKER_SERVICE, Rpc, rpcs
 from kyogo_broker.server.wire.text import UndecodableError, cut, shown
@@ -37,6 +37,7 @@ __all__ = [
     "details",
     "frames",
     "heartbeat",
+    "items_of",
     "publish_response",
     "refused_publish",
     "request_id_of",

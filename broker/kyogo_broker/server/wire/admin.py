@@ -11,7 +11,8 @@ from kyogo.v1 import admin_pb2 as admin
 from kyogo.v1 import broker_pb2 as pb
 from kyogo_broker.model.errors import ErrorCode, refuse
 from kyogo_broker.model.settings import DLQ_SUFFIX, NAME_RULE, QueueSettings, valid_queue_name
-from kyogo_broker.model.stats import ConsumerStats, QueueStats, ShardStats
+from kyogo_broker.model.stats import ConsumerStats, QueueStats
+from kyogo_broker.server.limits import MAX_PAGE_BYTES
 from kyogo_broker.server.wire.answers import durability
 from kyogo_broker.server.wire.settings import decode_settings, encode_settings
 from kyogo_broker.server.wire.text import UndecodableError, checked_id, shown
@@ -153,22 +154,36 @@ def encode_purged(count: int) -> bytes:
     return admin.PurgeQueueResponse(purged_messages=count).SerializeToString()
 
 
-def encode_queues(queues: Iterable[QueueStats], next_token: str) -> bytes:
-    """A page of queues."""
-    return admin.ListQueuesResponse(queues=map(_queue, queues), next_page_token=next_token).SerializeToString()
+def encode_queues(queues: Iterable[QueueStats], size: int) -> bytes:
+    """A page: the first of `queues`, at most `size` of them; its token is the last name on it."""
+    page, is_last = _page_of(map(_queue, queues), size)
+    token = "" if is_last else page[-1].name
+    return admin.ListQueuesResponse(queues=page, next_page_token=token).SerializeToString()
 
 
-def encode_consumers(consumers: Iterable[tuple[ConsumerStats, str]], next_token: str) -> bytes:
+def encode_consumers(consumers: Iterable[tuple[ConsumerStats, str]], size: int) -> bytes:
     """A page of consumers, each with its network address."""
-    return admin.ListConsumersResponse(
-        consumers=[_consumer(stats, peer) for stats, peer in consumers], next_page_token=next_token
-    ).SerializeToString()
+    page, is_last = _page_of((_consumer(stats, peer) for stats, peer in consumers), size)
+    token = "" if is_last else page[-1].consumer_id
+    return admin.ListConsumersResponse(consumers=page, next_page_token=token).SerializeToString()
 
 
-def encode_stats(figures: BrokerFigures, shard: ShardStats, queues: Iterable[QueueStats]) -> bytes:
-    """The answer to `GetStats`, and each one of `WatchStats`: they have the same fields."""
+def encode_stats(
+    figures: BrokerFigures,
+    queues: Sequence[QueueStats],
+    consumers: Sequence[ConsumerStats],
+    shown: Iterable[QueueStats],
+) -> bytes:
+    """The answer to `GetStats`, and each one of `WatchStats`: they have the same fields.
+
+    Args:
+        figures: the broker's own.
+        queues: all that there are.
+        consumers: the same.
+        shown: those of `queues` that were asked for.
+    """
     return admin.GetStatsResponse(
-        broker=_broker(figures, shard.queues, shard.consumers), queues=map(_queue_stats, queues)
+        broker=_broker(figures, queues, consumers), queues=map(_queue_stats, shown)
     ).SerializeToString()
 
 
@@ -204,6 +219,18 @@ def _optional_queue(name: str) -> str:
 
 def _page(size: int, token: str) -> Page:
     return Page(min(size if size else DEFAULT_PAGE, MAX_PAGE), checked_id(token, "page_token"))
+
+
+def _page_of(items: Iterable[_M], size: int) -> tuple[list[_M], bool]:
+    """What fits on a page, and whether that was all."""
+    page: list[_M] = []
+    octets = 0
+    for item in items:
+        octets += item.ByteSize()
+        if page and (len(page) == size or octets > MAX_PAGE_BYTES):
+            return page, False
+        page.append(item)
+    return page, True
 
 
 def _queue(stats: QueueStats) -> admin.Queue:

@@ -8,7 +8,7 @@ because without it there is no stream to go on. A settlement that publishes some
 answered `REJECTED`, so that its deliveries stay with the consumer.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from google.protobuf.message import DecodeError
@@ -47,6 +47,8 @@ class ConsumerFrame:
     """To what was refused already."""
     heartbeat: int
     """The sequence that wants an answer; 0: none does."""
+    cost: int
+    """What it weighs in the inbox, in bytes of plain messages: few bytes can ask for much work."""
 
 
 def decode_consume(raw: bytes, session: Session, limits: Limits) -> ConsumerFrame:
@@ -66,7 +68,11 @@ def decode_consume(raw: bytes, session: Session, limits: Limits) -> ConsumerFram
         frame = pb.ConsumeRequest.FromString(raw)
     except DecodeError:
         raise UndecodableError("ConsumeRequest") from None
-    return _Decoder(session, limits).decode(frame)
+    decoder = _Decoder(session, limits)
+    decoder.decode(frame)
+    return ConsumerFrame(
+        tuple(decoder.done), tuple(decoder.answers), frame.heartbeat.sequence, len(raw) + decoder.cost()
+    )
 
 
 @dataclass(slots=True)
@@ -77,10 +83,18 @@ class _Decoder:
     limits: Limits
     done: list[Command] = field(default_factory=list)
     answers: list[Effect] = field(default_factory=list)
-    ranges_left: int = bounds.MAX_RANGES_PER_FRAME
-    fences_left: int = bounds.MAX_FENCES_PER_FRAME
+    ranges: int = 0
+    fences: int = 0
+    publishes: int = 0
 
-    def decode(self, frame: pb.ConsumeRequest) -> ConsumerFrame:
+    def cost(self) -> int:
+        return (
+            self.ranges * bounds.RANGE_COST_BYTES
+            + self.fences * bounds.FENCE_COST_BYTES
+            + self.publishes * bounds.PUBLISH_COST_BYTES
+        )
+
+    def decode(self, frame: pb.ConsumeRequest) -> None:
         port = self.session.port
         if frame.HasField("attach"):
             self.done.append(self._attach(frame.attach))
@@ -97,7 +111,6 @@ class _Decoder:
             self._part("extend", lambda: self._extend(frame.extend))
         if frame.HasField("detach"):
             self.done.append(commands.Detach(port))
-        return ConsumerFrame(tuple(self.done), tuple(self.answers), frame.heartbeat.sequence)
 
     def _part(self, name: str, decode: Callable[[], Command]) -> None:
         try:
@@ -174,32 +187,44 @@ class _Decoder:
                 f"a settlement holds at most {bounds.MAX_PUBLISHES_PER_SETTLEMENT} publishes: "
                 "put messages for one destination into one of them",
             )
+        if self.publishes + len(requests) > bounds.MAX_PUBLISHES_PER_FRAME:
+            raise refuse(
+                ErrorCode.LIMIT_EXCEEDED,
+                f"a frame holds at most {bounds.MAX_PUBLISHES_PER_FRAME} publishes in all its settlements: split it",
+            )
+        self.publishes += len(requests)
         port = self.session.port
         return tuple(decode_publish(request.SerializeToString(), port=port, limits=self.limits) for request in requests)
 
     def _extend(self, extend: pb.Extend) -> commands.Extend:
+        if len(extend.ranges) > bounds.MAX_EXTEND_RANGES:
+            raise refuse(
+                ErrorCode.LIMIT_EXCEEDED,
+                f"extend names at most {bounds.MAX_EXTEND_RANGES} ranges: join neighbours, or send two frames",
+            )
         return commands.Extend(self.session.port, self._ranges(extend.ranges), extend.extension_ms)
 
     def _ranges(self, ranges: Sequence[pb.FenceRange]) -> tuple[FenceRange, ...]:
-        self.ranges_left -= len(ranges)
-        if self.ranges_left < 0:
+        self.ranges += len(ranges)
+        if self.ranges > bounds.MAX_RANGES_PER_FRAME:
+            self.ranges = bounds.MAX_RANGES_PER_FRAME
             raise refuse(
                 ErrorCode.LIMIT_EXCEEDED,
                 f"a frame names at most {bounds.MAX_RANGES_PER_FRAME} ranges: join neighbours, or split it",
             )
         decoded = tuple([FenceRange(fences.first, fences.last) for fences in ranges])
+        named = 0
         for fences in decoded:
             if not 0 < fences.first <= fences.last < bounds.WIRE_INTEGER_LIMIT:
                 raise refuse(
                     ErrorCode.FRAME_INVALID,
                     f"the range {fences.first} to {fences.last} is none: it needs 1 <= first <= last < 2^53",
                 )
-            self.fences_left -= fences.last - fences.first + 1
-        if self.fences_left < 0:
-            raise refuse(
-                ErrorCode.LIMIT_EXCEEDED,
-                f"a frame names at most {bounds.MAX_FENCES_PER_FRAME} fences: name those you were given",
-            )
+            named += fences.last - fences.first + 1
+        limit = bounds.FENCES_PER_PREFETCH * max(self.limits.max_prefetch_messages, bounds.MIN_FENCES_HELD)
+        if self.fences + named > limit:
+            raise refuse(ErrorCode.LIMIT_EXCEEDED, f"a frame names at most {limit} fences: name those you were given")
+        self.fences += named
         return decoded
 
 
@@ -226,6 +251,11 @@ def checked_labels(labels: Mapping[str, str]) -> dict[str, str]:
 
 
 def _subscriptions(subscriptions: Sequence[pb.Subscription]) -> tuple[commands.Subscription, ...]:
+    if len(subscriptions) > bounds.MAX_SUBSCRIPTIONS:
+        raise refuse(
+            ErrorCode.FRAME_INVALID,
+            f"attach names {len(subscriptions)} queues, at most {bounds.MAX_SUBSCRIPTIONS} go: attach another consumer",
+        )
     for name in {subscription.queue for subscription in subscriptions}:
         if not valid_queue_name(name):
             raise refuse(ErrorCode.FRAME_INVALID, f"{shown(name)} cannot be a queue's name: {NAME_RULE}")
@@ -247,11 +277,10 @@ def _client(client: pb.ClientInfo) -> commands.Client:
     )
 
 
-def _capabilities(names: Iterable[str]) -> frozenset[str]:
-    declared = frozenset(names)
-    if len(declared) > bounds.MAX_CAPABILITIES:
+def _capabilities(names: Sequence[str]) -> frozenset[str]:
+    if len(names) > bounds.MAX_CAPABILITIES:
         raise refuse(ErrorCode.FRAME_INVALID, f"attach declares more than {bounds.MAX_CAPABILITIES} capabilities")
-    return frozenset(name for name in declared if len(name) <= bounds.MAX_ID_BYTES)
+    return frozenset(name for name in names if len(name) <= bounds.MAX_ID_BYTES)
 
 
 def _frame_bytes(asked: int) -> int:

@@ -66,6 +66,17 @@ def frames(effects: Iterable[Effect], *, first: bytes = b"", max_frame_bytes: in
         yield b"".join(buffers)
 
 
+def items_of(effect: Effect) -> int:
+    """Results and ranges in an effect: what it costs to keep and to encode, messages aside."""
+    match effect:
+        case SettleDone(results=results) | ExtendDone(results=results):
+            return len(results)
+        case Revoke(ranges=ranges):
+            return len(ranges)
+        case _:
+            return 1
+
+
 def _pieces(effects: Iterable[Effect], room: int) -> Iterator[_Piece]:
     for delivers, group in groupby(effects, key=_is_deliver):
         if delivers:

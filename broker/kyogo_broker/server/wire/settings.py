@@ -4,9 +4,9 @@ The wire knows every setting of the contract, the model those that are built. On
 with its default, so that what `GetQueue` answered can be sent back; any other value is refused by name.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from google.protobuf.descriptor import EnumDescriptor
 
@@ -14,13 +14,15 @@ from kyogo.v1 import admin_pb2 as admin
 from kyogo.v1 import broker_pb2 as pb
 from kyogo_broker.model.errors import ErrorCode, RefusedError, refuse
 from kyogo_broker.model.settings import Backoff, BalancePolicy, QueueMode, QueueSettings, RetrySettings
+from kyogo_broker.server.limits import MAX_ERROR_TYPE_BYTES
 from kyogo_broker.server.wire.consume import checked_labels
-from kyogo_broker.server.wire.text import shown
+from kyogo_broker.server.wire.text import checked_id, shown
 
 MAX_RETRY_ENTRIES = 100
 """Of `delays_ms` and of `non_retryable`."""
 _DEFAULTS = QueueSettings()
 _Wire = admin.QueueSettings
+_E = TypeVar("_E")
 
 _BUILT: dict[str, Callable[[_Wire], Any]] = {
     "mode": lambda s: QueueMode(_name(admin.QueueMode.DESCRIPTOR, s.mode, "STANDARD")),
@@ -39,7 +41,7 @@ _BUILT_RETRY: dict[str, Callable[[admin.RetryPolicy], Any]] = {
     "max_ms": lambda r: r.max_ms,
     "delays_ms": lambda r: _few("retry.delays_ms", r.delays_ms),
     "jitter": lambda r: _name(admin.RetryJitter.DESCRIPTOR, r.jitter, "FULL") == "FULL",
-    "non_retryable": lambda r: _few("retry.non_retryable", r.non_retryable),
+    "non_retryable": lambda r: _error_types(r.non_retryable),
 }
 _NOT_BUILT: dict[str, tuple[int, ...]] = {
     "key_concurrency": (1,),
@@ -175,11 +177,15 @@ def _name(enum: EnumDescriptor, number: int, default: str) -> str:
     return str(names[number]).removeprefix(prefix)
 
 
-def _few(field: str, entries: Iterable[Any]) -> tuple[Any, ...]:
-    taken = tuple(entries)
-    if len(taken) > MAX_RETRY_ENTRIES:
+def _error_types(names: Sequence[str]) -> tuple[str, ...]:
+    few = _few("retry.non_retryable", names)
+    return tuple(checked_id(name, "an entry of retry.non_retryable", MAX_ERROR_TYPE_BYTES) for name in few)
+
+
+def _few(field: str, entries: Sequence[_E]) -> tuple[_E, ...]:
+    if len(entries) > MAX_RETRY_ENTRIES:
         raise refuse(
             ErrorCode.SETTINGS_INVALID,
-            f"{field} has {len(taken)} entries, at most {MAX_RETRY_ENTRIES} go",
+            f"{field} has {len(entries)} entries, at most {MAX_RETRY_ENTRIES} go",
         )
-    return taken
+    return tuple(entries)
