@@ -62,7 +62,7 @@ class Worker:
 
     async def rested(self, seconds: float) -> None:
         """Until no message has come for a while."""
-        while (left := self.heard_at + seconds - time.monotonic()) > 0:
+        while (left := self.heard_at + seconds - time.monotonic()) > 0:  # noqa: ASYNC110 - each message moves the end
             await asyncio.sleep(left)
 
     async def _work(self) -> None:

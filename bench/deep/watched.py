@@ -64,7 +64,7 @@ class Watch:
         callback = getattr(handle, "_callback", None)
         task = getattr(callback, "__self__", None)
         what = getattr(task.get_coro(), "__qualname__", "") if isinstance(task, asyncio.Task) else repr(callback)[:120]
-        hold = {"at": time.monotonic(), "cpu_ms": cpu * 1e3, "wall_ms": wall * 1e3, "what": what}
+        hold = {"at": time.monotonic() - wall, "cpu_ms": cpu * 1e3, "wall_ms": wall * 1e3, "what": what}
         self.holds.append({**hold, "stacks": list(dict.fromkeys(self._stacks))[:STACKS]})
         if len(self.holds) > 2 * KEPT:
             self.holds = sorted(self.holds, key=lambda hold: -float(hold["cpu_ms"]))[:KEPT]

@@ -21,9 +21,9 @@ from kyogo_broker.journal.base import Journal
 from kyogo_broker.model.commands import CopyForward
 from kyogo_broker.recovery import queue_section_in_slices, shard_section
 
-CHECKPOINT_BYTES = 64 << 20
+CHECKPOINT_BYTES = 32 << 20
 """Journal written since the last checkpoint that makes the next one due: what a busy queue leaves on the disk although
-nobody needs it, and a tail that is replayed in a third of a second."""
+nobody needs it, and a tail that is replayed in a fifth of a second."""
 CHECKPOINT_FACTS = 40_000
 """The same for many small facts, at some 10 us a fact."""
 PAUSE_SECONDS = 15.0

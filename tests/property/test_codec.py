@@ -48,14 +48,19 @@ def test_the_messages_of_a_queue_are_picked_out(facts: list[Fact], data: st.Data
 
 def rows(fact: Published | Moved) -> list[tuple[int, bytes, object]]:
     """Offset, bytes and history of each message: what must not change when batches are put together."""
-    offsets = fact.offsets if isinstance(fact, Moved) else range(fact.first_offset, fact.first_offset + fact.batch.count)
+    offsets = (
+        fact.offsets if isinstance(fact, Moved) else range(fact.first_offset, fact.first_offset + fact.batch.count)
+    )
     return [(offset, bytes(fact.batch.part(i, i)), fact.dead_letter) for i, offset in enumerate(offsets)]
 
 
 def test_neighbours_are_put_together_up_to_their_limits() -> None:
     facts = [Published(5, 10 + n, Batch(bytes([n]) * (3 + n % 2), range(3 + n % 2, 4 + n % 2)), n) for n in range(12)]
     found = list(published([b"".join(encode(facts[:6])), b"".join(encode(facts[6:]))], 5))
-    assert [(fact.first_offset, fact.batch.count) for fact in found if isinstance(fact, Published)] == [(10, 11), (21, 1)]
+    assert [(fact.first_offset, fact.batch.count) for fact in found if isinstance(fact, Published)] == [
+        (10, 11),
+        (21, 1),
+    ]
     assert [row for fact in found for row in rows(fact)] == [row for fact in facts for row in rows(fact)]
 
 

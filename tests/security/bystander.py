@@ -4,13 +4,13 @@ Run as a process of its own, so that what it sees is the broker and not the atta
 message that went all the way; a gap between two of them is how long the broker did not serve it. Whatever ends it is a
 line too, and fails the test.
 
-    python -m tests.security.bystander HOST:PORT
+    python -m tests.security.bystander HOST:PORT FILE
 """
 
 import asyncio
-import json
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -42,7 +42,7 @@ class Consumer:
     async def settle(self) -> int:
         """Take one frame and settle what is in it; how many were settled by it."""
         frame = await self._call.read()
-        assert isinstance(frame, pb.ConsumeResponse), "the stream ended"
+        assert isinstance(frame, pb.ConsumeResponse), f"the stream ended: {await self._call.details()}"
         assert not frame.revokes, frame.revokes
         ranges = [
             pb.FenceRange(first=run.first_fence, last=run.first_fence + len(run.messages) - 1)
@@ -59,7 +59,7 @@ class Consumer:
             await self._call.write(pb.ConsumeRequest(**parts))
 
 
-async def main(address: str) -> None:
+async def main(address: str, note: "Notes") -> None:
     async with grpc.aio.insecure_channel(address) as channel:
         stub = BrokerServiceStub(channel)
         await stub.Publish(publish(0), wait_for_ready=True)
@@ -71,11 +71,11 @@ async def main(address: str) -> None:
             number += 1
             await publishing.write(publish(number))
             answer = await publishing.read()
-            assert isinstance(answer, pb.PublishResponse), "the stream ended"
+            assert isinstance(answer, pb.PublishResponse), f"the stream ended: {await publishing.details()}"
             assert not answer.HasField("error"), answer.error
             while settled <= number:  # the one from before the stream, too
                 settled += await consumer.settle()
-            line(served=time.monotonic())
+            note.served()
             await asyncio.sleep(PAUSE_SECONDS)
         await beating
 
@@ -84,13 +84,22 @@ def publish(number: int) -> pb.PublishRequest:
     return pb.PublishRequest(destination=QUEUE, request_id=number, messages=[pb.Message(body=b"%d" % number)])
 
 
-def line(**fields: object) -> None:
-    sys.stdout.write(json.dumps(fields) + "\n")
-    sys.stdout.flush()
+class Notes:
+    """The file that the tests read: an instant (CLOCK_MONOTONIC) a line, or a sentence."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("a", buffering=1)
+
+    def served(self) -> None:
+        self._file.write(f"{time.monotonic()}\n")
+
+    def ended(self, error: Exception) -> None:
+        self._file.write(f"{type(error).__name__}: {error}\n".replace("\n", " ") + "\n")
 
 
 if __name__ == "__main__":
+    notes = Notes(Path(sys.argv[2]))
     try:
-        asyncio.run(main(sys.argv[1]))
-    except Exception as error:  # noqa: BLE001  # whatever it is, the test shows it
-        line(ended=f"{type(error).__name__}: {error}", at=time.monotonic())
+        asyncio.run(main(sys.argv[1], notes))
+    except Exception as problem:  # noqa: BLE001  # whatever it is, the test shows it
+        notes.ended(problem)

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.security.bystander import QUEUE
-from tests.security.victim import REPORT, Victim
-from tests.support.processes import START_SECONDS, Processes
+from tests.security.victim import REPORT, Victim, attackable, raise_file_limit
+from tests.support.processes import Processes
 
 
 @pytest.fixture(scope="session")
 def children(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
     """The processes of the whole folder."""
+    raise_file_limit()
     children = Processes(Path(tmp_path_factory.mktemp("security")))
     try:
         yield children
@@ -24,22 +24,15 @@ def children(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
 @pytest.fixture(scope="session")
 def victim(children: Processes) -> Victim:
     """A running broker, and a client of it that is being served."""
-
-    async def start() -> Victim:
-        broker = await children.broker("--log-format", "json")
-        bystander = children.python("bystander", "-m", "tests.security.bystander", broker.address)
-        await bystander.wrote("served", START_SECONDS)
-        return Victim(broker, bystander)
-
-    assert QUEUE
-    return asyncio.run(start())
+    return asyncio.run(attackable(children, "broker"))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """What the bystander felt, attack by attack."""
-    if REPORT:
-        terminalreporter.section("a client beside the attack: ms between messages, and growth of the broker")
-        terminalreporter.write_line(f"{'attack':44} served   p50    p99   worst  MiB")
-    for felt in REPORT:
-        figures = f"{felt.served:6} {felt.p50_ms:6.0f} {felt.p99_ms:6.0f} {felt.worst_ms:6.0f} {felt.rss_mib:6.1f}"
-        terminalreporter.write_line(f"{felt.name:44} {figures}")
+    if not REPORT:
+        return
+    terminalreporter.section("a client beside the attack: ms between its messages; growth of the broker")
+    terminalreporter.write_line(f"{'attack':48} served    p50    p99  worst    MiB")
+    for attack in REPORT:
+        gaps = f"{attack.p50_ms:6.0f} {attack.p99_ms:6.0f} {attack.worst_ms:6.0f}"
+        terminalreporter.write_line(f"{attack.name:48} {attack.served:6} {gaps} {attack.rss_mib:6.1f}")

@@ -7,6 +7,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from pathlib import Path
 
 from kyogo_broker.core.limits import ShardConfig
@@ -94,7 +95,9 @@ class Broker:
         self.check.starting(journal, clock)
         WatchedShard.check = self.check
         try:
-            shard, found = recover(journal, ShardConfig(auto_create=True), seed=self.world.between(1, 1 << 60), clock=clock)
+            shard, found = recover(
+                journal, ShardConfig(auto_create=True), seed=self.world.between(1, 1 << 60), clock=clock
+            )
         except PowerLossError:
             self.cover["crash while recovering"] += 1
             self._end()
@@ -180,7 +183,7 @@ class Broker:
             return
         for edge in self.edges:
             edge.abandon()
-        asyncio.get_running_loop().create_task(self.engine.stop())
+        self._stop = asyncio.get_running_loop().create_task(self.engine.stop())
 
     def _engine_ended(self, task: asyncio.Task[None]) -> None:
         error = None if task.cancelled() else task.exception()
@@ -226,10 +229,8 @@ class Broker:
         if self._task is not None and not self._task.done():
             self._task._log_destroy_pending = False  # type: ignore[attr-defined]  # it is dead, not forgotten
             coroutine = self._task.get_coro()
-            try:
-                coroutine.close()  # type: ignore[union-attr]
-            except (PowerLossError, RuntimeError):
-                pass
+            with suppress(PowerLossError, RuntimeError):
+                coroutine.close()
         for edge in self._edges:
             if not edge.over:
                 edge.over = True

@@ -62,7 +62,10 @@ class Shared:
         elif kind < 0.97:
             sizes = tuple(world.between(24, 300) for _ in range(world.between(2, 6)))
         else:
-            sizes = (world.between(1_000, MESSAGE_BYTES_MAX), *(world.between(24, 400) for _ in range(world.between(0, 4))))
+            sizes = (
+                world.between(1_000, MESSAGE_BYTES_MAX),
+                *(world.between(24, 400) for _ in range(world.between(0, 4))),
+            )
         assert sum(sizes) <= REQUEST_BYTES_MAX
         self._tags += 1
         request = Request(self._tags, queue, self._messages + 1, sizes)

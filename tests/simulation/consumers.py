@@ -202,7 +202,9 @@ class Consumer(Client):
     def _repeat(self, have: Holding) -> None:
         """Say it once more, or something else about the same delivery."""
         said = have.answered[-1]
-        if any(fence in have.waiting for fence in said.fences) or any(said.fences[0] in other.fences for other in have.said):
+        if any(fence in have.waiting for fence in said.fences) or any(
+            said.fences[0] in other.fences for other in have.said
+        ):
             return
         if said.unit is None and self.world.chance(0.3):
             other = Outcome.RELEASE if said.outcome is not Outcome.RELEASE else Outcome.ACK
@@ -245,7 +247,9 @@ class Consumer(Client):
         world, traits = self.world, self.traits
         roll = world.random.random()
         if roll < 0.03:
-            self._others.append(SetPrefetch(0, world.random.choice((0, 1, 4, 12)), world.random.choice((0, 300, 4_000))))
+            self._others.append(
+                SetPrefetch(0, world.random.choice((0, 1, 4, 12)), world.random.choice((0, 300, 4_000)))
+            )
             self._flush_soon()
         elif roll < 0.045:
             self._leave()

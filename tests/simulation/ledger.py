@@ -322,10 +322,10 @@ class Ledger:
 
     def _track(self, queue: str, number: int, offset: int) -> Track:
         track = self.tracks.get((queue, number))
-        if track is not None and track.seen is None and track.delivery is not None:
-            if track.offset != offset and track.delivery.session.life != self.life:
-                # It was decided by a process that died over it, and left no trace.
-                track = None
+        decided = track is not None and track.seen is None and track.delivery is not None
+        if decided and track.offset != offset and track.delivery.session.life != self.life:
+            # It was decided by a process that died over it, and left no trace.
+            track = None
         if track is None:
             track = self.tracks[queue, number] = Track(queue, number, offset)
             request = self.of_message[number]
@@ -387,9 +387,7 @@ class Ledger:
         if outcome is Outcome.ACK:
             track.acked = True
 
-    def _not_settled(
-        self, given: Given, outcome: Outcome, session: Session, result: SettleResult, now_ms: int
-    ) -> None:
+    def _not_settled(self, given: Given, outcome: Outcome, session: Session, result: SettleResult, now_ms: int) -> None:
         if given.settled is outcome and self.settled[given.track.queue] < self.remembered:
             raise ViolationError(f"I4: {outcome.name} of fence {given.fence} was OK, then it is {result.status.name}")
         held = given.session is session and given.settled is None and given.track.delivery is given

@@ -264,7 +264,7 @@ class SimReader(Executor):
         self._threads.cover["load"] += 1
         return future
 
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT002 - the base's own
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         if wait and self._waiting:
             self._next()
         if cancel_futures:

@@ -54,7 +54,9 @@ class Shadow:
         """The state of a process at its end is what it has written, and what it was about to write."""
         expected = self._empty()
         sections = [shard_section(self.shard, self.sequence)]
-        sections += [s for n in self.shard.queue_ids() if (s := queue_section(self.shard, n, self.sequence)) is not None]
+        sections += [
+            s for n in self.shard.queue_ids() if (s := queue_section(self.shard, n, self.sequence)) is not None
+        ]
         restore(expected, tuple(sections))
         under_way = self.under_way
         if under_way is not None:

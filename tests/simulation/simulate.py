@@ -51,9 +51,7 @@ def simulate(seed: int, operations: int = OPERATIONS) -> History:
         finally:
             history.broker.dispose()
             asyncio._set_running_loop(None)
-    return History(
-        seed, history.shared.operations, history.check.digest, world.now / 1e6, history.cover, violation
-    )
+    return History(seed, history.shared.operations, history.check.digest, world.now / 1e6, history.cover, violation)
 
 
 class _History:
@@ -142,7 +140,9 @@ class _History:
             for queue in stats.queues if queue.ready + queue.delayed + queue.in_flight
         }  # fmt: skip
         waiting = {c.name: (len(c.have.waiting), len(c.have.said), len(c._again), c.attached) for c in self.consumers}
-        return f"ready, delayed, in flight, consumers, paused: {queues}; publishers: {outstanding}; consumers: {waiting}"
+        return (
+            f"ready, delayed, in flight, consumers, paused: {queues}; publishers: {outstanding}; consumers: {waiting}"
+        )
 
     def _drainer(self, queue: str, number: int) -> Consumer:
         traits = Traits((queue,), frozenset(), 400, 16, 4 << 20, 0, 16, careful=True, shows_token=1.0)

@@ -43,7 +43,7 @@ class World:
     def at(self, when: int, actor: Actor, call: Callable[..., object], *arguments: Any) -> None:
         """Have something happen to an actor at an instant."""
         self._sequence += 1
-        heappush(self._heap, (when if when > self.now else self.now, self._sequence, actor, call, arguments))
+        heappush(self._heap, (max(self.now, when), self._sequence, actor, call, arguments))
 
     def after(self, delay: int, actor: Actor, call: Callable[..., object], *arguments: Any) -> None:
         """The same, so many microseconds from now."""

@@ -7,7 +7,7 @@ from kyogo_broker.core.letters import TURN_BYTES_MAX
 from kyogo_broker.core.shard import Shard, ShardConfig
 from kyogo_broker.engine import Engine
 from kyogo_broker.journal.memory import MemoryJournal
-from kyogo_broker.model.commands import Attach, Outcome, Publish, Settle, Settlement, Subscription, Tick
+from kyogo_broker.model.commands import Attach, Command, Outcome, Publish, Settle, Settlement, Subscription, Tick
 from kyogo_broker.model.effects import Deliver, Effect, PublishDone, SettleDone
 from kyogo_broker.model.facts import Fact, Published
 from kyogo_broker.model.message import Batch, FenceRange
@@ -16,17 +16,21 @@ from kyogo_broker.model.states import SettleStatus
 from kyogo_broker.recovery import recover
 
 MIB = 1 << 20
+REQUESTS = 10
 NOW = Now(1_000, 1_000)
 
 
 class Answers:
     def __init__(self) -> None:
         self.count = 0
+        self.all = asyncio.Event()
 
     def take(self, effect: Effect) -> None:
         assert isinstance(effect, PublishDone)
         assert effect.refusal is None
         self.count += 1
+        if self.count == REQUESTS:
+            self.all.set()
 
 
 async def test_many_connections_with_large_requests_share_several_records() -> None:
@@ -36,13 +40,12 @@ async def test_many_connections_with_large_requests_share_several_records() -> N
     engine = Engine(shard, journal, clock)
     answers = Answers()
     batch = Batch(bytes(4 * MIB), range(4 * MIB, 4 * MIB + 1))
-    for _ in range(10):
+    for _ in range(REQUESTS):
         port = engine.open_port(answers)
         engine.submit_now(Publish(port, 1, "orders", batch))
     running = asyncio.create_task(engine.run())
     async with asyncio.timeout(20):
-        while answers.count < 10:
-            await asyncio.sleep(0)
+        await answers.all.wait()
     await engine.stop()
     await running
 
@@ -60,7 +63,7 @@ def test_large_dead_letters_are_written_over_several_turns() -> None:
     settle = Settle(2, (Settlement(Outcome.DEAD_LETTER, (FenceRange(1, count),), reason="bad"),))
     answered: list[int] = []
     turns: list[list[Fact]] = []
-    commands = [settle]
+    commands: list[Command] = [settle]
     while len(answered) < count:
         shard.begin(position=1 + len(turns), now=NOW)
         steps = [shard.handle(command, NOW) for command in (*commands, Tick())]

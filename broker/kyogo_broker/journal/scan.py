@@ -259,10 +259,14 @@ class Scan:
     def _found_again(self, number: int, file: int, raw: bytes, size: int) -> Header | None:
         """The header of a segment whose own is not whole, with the anchor that its records agree with."""
         meta = self._meta
-        anchors = {_u32.unpack(raw[-4:])[0], google_crc32c.value(raw[:-4])} if len(raw) == HEADER_BYTES else set()
+        likely = max([size, *self._sizes])
+        anchors: dict[int, int] = {}
+        """And the size that the file was made with."""
+        if len(raw) == HEADER_BYTES:
+            anchors = dict.fromkeys((_u32.unpack(raw[-4:])[0], google_crc32c.value(raw[:-4])), likely)
         for epoch in range(max(0, meta.epoch - EPOCHS_TRIED_MAX), meta.epoch + EPOCHS_BEYOND):
             for made in (size, *self._sizes):
-                anchors.add(_u32.unpack(Header(meta.shard, meta.key, number, epoch, made).pack()[-4:])[0])
+                anchors[_u32.unpack(Header(meta.shard, meta.key, number, epoch, made).pack()[-4:])[0]] = made
         at = 0
         while len(data := self._files.read(file, len(ZEROS), at)) >= HEAD_BYTES:
             found = data.find(MAGIC)
@@ -270,7 +274,7 @@ class Scan:
                 head = data[found : found + HEAD_BYTES]
                 anchor = google_crc32c.value(head[8:28]) ^ _u32.unpack(head[28:])[0]
                 if anchor in anchors:
-                    return Header(meta.shard, meta.key, number, meta.epoch, size, anchor)
+                    return Header(meta.shard, meta.key, number, meta.epoch, anchors[anchor], anchor)
                 found = data.find(MAGIC, found + 1)
             at += len(data) - HEAD_BYTES + 1
         return None

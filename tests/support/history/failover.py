@@ -7,6 +7,10 @@ from tests.support.history.index import Delivery, Fault, Index
 from tests.support.history.report import Findings
 from tests.support.history.silence import Silence
 
+TAKEN = frozenset({"STREAM_LOSS", "SUSPECT", "FAILED"})
+TAKEN_SECONDS = 15.0
+"""Nothing that was held stays so for longer."""
+
 
 class Failover:
     """Consumers that were lost, or taken for lost."""
@@ -41,18 +45,31 @@ class Failover:
 
     def _check_kill(self, fault: Fault, held: list[tuple[Delivery, Delivery | None]]) -> None:
         taken = [
-            following.t - fault.began
+            following
             for delivery, following in held
-            if following is not None and following.reason == "STREAM_LOSS" and following.t >= fault.began
+            if following is not None and following.reason in TAKEN and following.t >= fault.began
             and self._index.same_life(delivery.session, following.session)
         ]  # fmt: skip
         if not taken:
             return
-        self.seconds.append(max(taken))
+        seconds = max(following.t for following in taken) - fault.began
+        self.seconds.append(seconds)
+        silent = [following for following in taken if following.reason != "STREAM_LOSS"]
+        if silent and not self._targeted(fault):
+            case = f"{fault.target}: {silent[0].place} {silent[0].t - fault.began:.3f} s later as {silent[0].reason}"
+            self._findings.add("I18", "the end of a stream went unnoticed", case)
         bound_ms = fault.fields.get("bound_ms")
-        if bound_ms is not None and max(taken) > bound_ms / 1000 and not self._disturbed(fault, max(taken)):
-            case = f"{fault.target}: {max(taken):.3f} s, bound {bound_ms / 1000} s"
+        if bound_ms is not None and seconds > bound_ms / 1000 and not self._disturbed(fault, seconds):
+            case = f"{fault.target}: {seconds:.3f} s, bound {bound_ms / 1000} s"
             self._findings.add("I18", "failover took too long", case)
+
+    def _targeted(self, fault: Fault) -> bool:
+        """The same process, its network or the broker had other troubles around then."""
+        return any(
+            other is not fault and other.target in {fault.target, "broker"} and other.began <= fault.began + TAKEN_SECONDS
+            and (other.ended is None or other.ended >= fault.began - TAKEN_SECONDS)
+            for other in self._index.faults.values()
+        )  # fmt: skip
 
     def _disturbed(self, fault: Fault, seconds: float) -> bool:
         """Something else went on meanwhile."""

@@ -21,6 +21,7 @@ class Stored:
         """Offsets at which a message was seen, by queue and uid; dead letters aside."""
         self._letters: dict[tuple[str, int], set[tuple[str, int]]] = defaultdict(set)
         """Places of the letters of a message, by its own."""
+        self._lettered: set[tuple[str, int, str]] = set()
         self.answered = self.unknown = self.finished = self.lost = self.doubled = 0
 
     def check(self) -> None:
@@ -39,6 +40,7 @@ class Stored:
         home = letter["queue"] if letter else delivery.queue
         if letter:
             self._letters[home, letter["offset"]].add((delivery.queue, delivery.offset))
+            self._lettered.add((home, letter["offset"], delivery.uid))
         else:
             self._places[delivery.queue, delivery.uid].add(delivery.offset)
         sources = self._index.sources.get((home, delivery.uid))
@@ -117,10 +119,11 @@ class Stored:
         home = self._index.queue(queue)
         offsets = set(self._places.get((queue, uid), ()))
         offsets |= {said for source in certain if (said := source.offset(source.uids.index(uid))) is not None}
-        if any(self._letters.get((queue, offset)) for offset in offsets):
+        if any((queue, offset, uid) in self._lettered for offset in offsets):
             return True
         # A newer delivery shows that whatever was said of an older one had no effect.
         newest = [home.deliveries[offset][-1] for offset in offsets if offset in home.deliveries]
+        newest = [delivery for delivery in newest if delivery.uid == uid]
         keeps = home.settings.get("dead_letter_queue") != {""}
         if any(delivery.maybe("ACK") or (not keeps and delivery.maybe("DEAD_LETTER", "RETRY")) for delivery in newest):
             return True

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kyogo_broker.journal.codec import encode
-from kyogo_broker.journal.loading import MERGED_BYTES_MAX, load
+from kyogo_broker.journal.codec import MERGED_BYTES_MAX, encode
+from kyogo_broker.journal.loading import load
 from kyogo_broker.journal.memory import MemoryJournal
 from kyogo_broker.model.commands import LoadedBatch
 from kyogo_broker.model.effects import Load

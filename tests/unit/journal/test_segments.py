@@ -284,7 +284,9 @@ def test_refuses_a_newer_format() -> None:
     meta = disk.names_now[DIR / "meta"].data
     newer = bytes(meta[4096:8183]).replace(b'"kyogo_journal_format": 1', b'"kyogo_journal_format": 2')
     meta[4096:] = newer + b"%08x\n" % google_crc32c.value(newer)
-    with pytest.raises(NewerDataError, match="format 2, this Kyogo knows 1: it was written by a newer Kyogo; start that"):
+    with pytest.raises(
+        NewerDataError, match="format 2, this Kyogo knows 1: it was written by a newer Kyogo; start that"
+    ):
         opened(disk)
 
 

@@ -297,6 +297,14 @@ def slow_failover(story: Story) -> None:
     story.deliver("a", 1, session="s2", reason="STREAM_LOSS")
 
 
+def unnoticed_end(story: Story) -> None:
+    story.deliver("a", 1)
+    story.fault("kill", "s1", of="worker")
+    story.wait(2.0)
+    story.attach("s2")
+    story.deliver("a", 1, session="s2", reason="SUSPECT")
+
+
 def failed_by_a_stall(story: Story) -> None:
     story.deliver("a", 1)
     story.fault("pause", "broker")
@@ -348,7 +356,7 @@ SEEDS: list[tuple[str, Seed]] = [
     ("I15", restored_otherwise),
     ("I16", two_owners), ("I16", former_owner),
     ("I17", leak), ("I17", not_empty),
-    ("I18", slow_failover), ("I18", failed_by_a_stall),
+    ("I18", slow_failover), ("I18", unnoticed_end), ("I18", failed_by_a_stall),
     ("I19", stats_lie), ("I19", metrics_lie),
     ("I20", half_a_unit), ("I20", unit_without_effect),
 ]  # fmt: skip

@@ -22,6 +22,7 @@ from kyogo_broker.model.message import FenceRange
 from kyogo_broker.model.settings import DURATION_MS_MAX, NAME_RULE, valid_queue_name
 from kyogo_broker.server import limits as bounds
 from kyogo_broker.server.limits import Limits
+from kyogo_broker.server.wire.portions import settles
 from kyogo_broker.server.wire.publish import decode_publish
 from kyogo_broker.server.wire.text import UndecodableError, checked_id, cut, shown
 
@@ -155,7 +156,7 @@ class _Decoder:
         decoded = [self._settlement(index, settlement) for index, settlement in enumerate(settlements)]
         good = tuple(settlement for settlement in decoded if settlement is not None)
         if good:
-            self.done.append(commands.Settle(self.session.port, good))
+            self.done.extend(settles(self.session.port, good))
 
     def _settlement(self, index: int, settlement: pb.Settlement) -> commands.Settlement | None:
         try:
