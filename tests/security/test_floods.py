@@ -118,12 +118,12 @@ async def test_random_frames_do_no_harm(victim: Victim) -> None:
 
     def piece(_: int) -> bytes:
         return b"".join(
-            frame(chance.randrange(12), chance.randrange(8), chance.randbytes(chance.randrange(40)), chance.randrange(64))
+            frame(
+                chance.randrange(12), chance.randrange(8), chance.randbytes(chance.randrange(40)), chance.randrange(64)
+            )
             for _ in range(20)
         )
 
     async with victim.attacked("random frames") as attack, asyncio.TaskGroup() as group:
         for _ in range(CONNECTIONS):
             group.create_task(flood(attack, victim.address, piece))
-
-

@@ -322,8 +322,13 @@ class Ledger:
 
     def _track(self, queue: str, number: int, offset: int) -> Track:
         track = self.tracks.get((queue, number))
-        decided = track is not None and track.seen is None and track.delivery is not None
-        if decided and track.offset != offset and track.delivery.session.life != self.life:
+        if (
+            track is not None
+            and track.seen is None
+            and track.delivery is not None
+            and track.offset != offset
+            and track.delivery.session.life != self.life
+        ):
             # It was decided by a process that died over it, and left no trace.
             track = None
         if track is None:

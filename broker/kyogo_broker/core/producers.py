@@ -5,7 +5,8 @@ above the highest one dropped from the window can no longer be told from a new o
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from kyogo_broker.model.column import Pieces
@@ -116,12 +117,12 @@ class Producers:
 
     def snapshot(self) -> list[list[object]]:
         """Each producer with its state, least recently used first."""
-        return _rows(tuple(self._windows.items()))
+        return _rows(self._windows, tuple(self._windows))
 
     def freeze(self) -> Pieces:
         """The same, for later."""
         self._pictures += 1
-        return Pieces(tuple(self._windows.items()), _rows, count=PIECE_WINDOWS)
+        return Pieces(tuple(self._windows), partial(_rows, dict(self._windows)), count=PIECE_WINDOWS)
 
     @classmethod
     def restored(cls, rows: list[list[object]]) -> "Producers":
@@ -137,10 +138,11 @@ class Producers:
         return producers
 
 
-def _rows(windows: Sequence[tuple[str, ProducerWindow]]) -> list[list[Any]]:
+def _rows(windows: Mapping[str, ProducerWindow], producer_ids: Sequence[str]) -> list[list[Any]]:
     return [
         [producer_id, window.dropped_id, window.used_ms, [list(stored) for stored in window.requests.values()]]
-        for producer_id, window in windows
+        for producer_id in producer_ids
+        for window in (windows[producer_id],)
     ]
 
 

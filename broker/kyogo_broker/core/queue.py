@@ -10,6 +10,7 @@ flight. Only messages that failed or were lost have a `Trouble`.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from kyogo_broker.core.consumers import Member
@@ -205,7 +206,7 @@ class Queue:
             "fresh": fresh,
             "returned": returned,
             "delayed": self.delayed.freeze(),
-            "troubles": Pieces(tuple(self.troubles.items()), _trouble_rows),
+            "troubles": Pieces(tuple(self.troubles), partial(_trouble_rows, self.troubles.copy())),
             "producers": self.producers.freeze(),
             **{f"extents.{name}": column for name, column in self.extents.snapshot().items()},
         }  # fmt: skip
@@ -236,9 +237,10 @@ class Queue:
         assert self.extents.total_live() == self.accepted - finished, "extents hold the wrong messages"
 
 
-def _trouble_rows(troubles: Sequence[tuple[int, Trouble]]) -> list[Any]:
+def _trouble_rows(troubles: Mapping[int, Trouble], offsets: Sequence[int]) -> list[Any]:
     return [
         [offset, t.failures, t.losses, t.first_error, t.last_error, t.error_type, t.last_consumer_id,
          t.first_delivered_unix_ms]
-        for offset, t in troubles
+        for offset in offsets
+        for t in (troubles[offset],)
     ]  # fmt: skip

@@ -6,6 +6,7 @@ is lost with the process and needs no trace.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from kyogo_broker.core.chance import Chance
@@ -157,8 +158,10 @@ class State:
 
     def freeze_queue(self, queue: Queue) -> dict[str, Any]:
         """One queue as it is now, with its leases and settled fences; its settings are encoded by the caller."""
-        leases = [(lease, lease.live) for lease in self.leases if lease.queue is queue] if queue.in_flight else []
-        return {**queue.freeze(), "leases": Pieces(leases, _lease_rows), "settled": self.settled.freeze(queue.id)}
+        leases = [lease for lease in self.leases if lease.queue is queue] if queue.in_flight else []
+        lives = [lease.live for lease in leases]
+        rows = Pieces(range(len(leases)), partial(_lease_rows, leases, lives))
+        return {**queue.freeze(), "leases": rows, "settled": self.settled.freeze(queue.id)}
 
     def end(self, span: Span) -> Lease:
         """Deliveries are over, one way or another: what they held is free again."""
@@ -365,9 +368,9 @@ class State:
         self.dirty[queue.id] = queue
 
 
-def _lease_rows(leases: Sequence[tuple[Lease, int]]) -> list[Any]:
+def _lease_rows(leases: Sequence[Lease], lives: Sequence[int], numbers: Sequence[int]) -> list[Any]:
     return [
         [lease.first_fence, lease.first_offset, lease.count, lease.session_id, lease.consumer_id, format(live, "x"),
          lease.leased_unix_ms, int(lease.reason)]
-        for lease, live in leases
+        for lease, live in ((leases[number], lives[number]) for number in numbers)
     ]  # fmt: skip
