@@ -140,7 +140,7 @@ class MemoryJournal:
             Holding(lot.number, following.records[0].sequence - 1, lot.used)
             for lot, following in pairwise(self.store.lots)
         ]
-        plan = plan_freeing(holdings, below=below, live=live, spare=self._segment_bytes // 4)
+        plan = plan_freeing(holdings, below=below, live=live, spare=self._segment_bytes)
         self.store.lots = [lot for lot in self.store.lots if lot.number not in plan.gone]
         return [(number << NUMBER_SHIFT, (number + 1) << NUMBER_SHIFT) for number in plan.sparse]
 

@@ -52,9 +52,6 @@ from kyogo_broker.model.errors import BrokerStopError, NewerDataError
 STRETCH_BYTES = 65_536
 READ_AHEAD_BYTES = 4096
 """Read beyond a stretch: its last record is mostly in it."""
-SPARE_PARTS = 4
-"""One of so many parts of a segment may be taken up by what nobody needs, however little is live: else a handful of
-messages would be copied again and again."""
 MIN_FREE_BYTES = 1 << 30
 MIN_FREE_PERCENT = 5
 
@@ -312,7 +309,7 @@ class SegmentJournal:
             for place, following in pairwise(self._places)
             if place.number < durable
         ]
-        spare = self._settings.segment_bytes // SPARE_PARTS
+        spare = self._settings.segment_bytes
         plan = plan_freeing(holdings, below=below, live=live, spare=spare, disk_low=self.disk_low())
         if plan.gone:
             gone = set(plan.gone)
