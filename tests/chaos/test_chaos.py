@@ -14,7 +14,9 @@ RUN_SECONDS = 300
 
 
 @pytest.mark.slow
-@pytest.mark.skipif("KYOGO_CHAOS" not in os.environ, reason="a minute of chaos: KYOGO_CHAOS=1, or python -m tests.chaos")
+@pytest.mark.skipif(
+    "KYOGO_CHAOS" not in os.environ, reason="a minute of chaos: KYOGO_CHAOS=1, or python -m tests.chaos"
+)
 @pytest.mark.timeout(RUN_SECONDS + 30)
 def test_nothing_is_lost_whatever_happens(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.chaos", "--minutes", "0.5", "--seed", "1"]
