@@ -39,6 +39,11 @@ PENDING_MS_MAX = 1_000
 PRESSURE_CHECK_MS = 500
 SLEEP_MS_MAX = 250
 """The loop looks at its own clock at least this often, so that it knows when it stood still."""
+QUICK_COMMIT_SECONDS = 0.02
+"""A loop that slept longer than its last commit took waits for the next one on the spot: the way to another thread and
+back takes longer than the sync of a small record. A disk that once took longer than this"""
+THREADED_COMMITS = 256
+"""has so many commits done in the other thread before it is trusted again."""
 STALL_MS_MIN = 50
 """Delays below are ordinary scheduling."""
 
@@ -100,6 +105,9 @@ class Engine:
         """When the next turn was to begin."""
         self._turn_ms = 0
         """When the last turn began: what it took, on the processor or in a commit, is nobody's silence either."""
+        self._slept_seconds = self._commit_took_seconds = 0.0
+        """Before this turn, and the last time."""
+        self._threaded_commits = 0
         self._pressure_at_ms = 0
         self._pressure = SetPressure(disk_low=False, memory_high=False)
         self._failure: BaseException | None = None
@@ -204,6 +212,7 @@ class Engine:
         now_ms = self._clock.now().steady_ms
         if self._turns and now_ms - self._turn_ms >= STALL_MS_MIN:
             self._stall_ms += now_ms - self._turn_ms
+        self._slept_seconds = 0.0
         if self._inbox or self._checkpointing.under_way:
             self._planned_ms = now_ms
             await asyncio.sleep(0)
@@ -218,10 +227,12 @@ class Engine:
         if until <= now_ms:
             await asyncio.sleep(0)
             return
+        began = self._clock.seconds()
         self._wake.clear()
         timer = asyncio.get_running_loop().call_later((until - now_ms) / 1000, self._wake.set)
         await self._wake.wait()
         timer.cancel()
+        self._slept_seconds = self._clock.seconds() - began
 
     async def _turn(self) -> None:
         now = self._clock.now()
@@ -280,7 +291,8 @@ class Engine:
         size = sum(map(len, parts))
         self._copied_bytes += sum(len(fact.batch.wire) for fact in pending if type(fact) is Moved)
         began = self._clock.seconds()
-        future = self._journal.append(self._journal.sequence, parts)
+        in_place = self._slept_seconds > self._commit_took_seconds and not self._threaded_commits
+        future = self._journal.append(self._journal.sequence, parts, in_place=in_place)
         if future.done():
             future.result()
         else:
@@ -292,6 +304,11 @@ class Engine:
         self._commits += 1
         self._commit_bytes += size
         self._commit_seconds += seconds
+        self._commit_took_seconds = seconds
+        if seconds > QUICK_COMMIT_SECONDS:
+            self._threaded_commits = THREADED_COMMITS
+        elif self._threaded_commits:
+            self._threaded_commits -= 1
         self._commit_counts[bisect_left(COMMIT_BOUNDS_SECONDS, seconds)] += 1
 
     def _release(self, effect: Effect) -> None:

@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from kyogo_broker.journal.base import Journal, Recovered, Section
+from kyogo_broker.journal.base import Journal, Part, Recovered, Section
 from kyogo_broker.journal.memory import MemoryJournal, MemoryStore
 from kyogo_broker.journal.segments import SegmentJournal, SegmentSettings
 from kyogo_broker.model.errors import BrokerStopError
@@ -51,7 +51,8 @@ class Written:
         for size in sizes:
             sequence, payload = journal.sequence, self.random.randbytes(size)
             self.positions[sequence] = journal.position
-            journal.append(sequence, [payload[:3], memoryview(payload)[3:]]).result()
+            parts: list[Part] = [payload[:3], memoryview(payload)[3:]]
+            journal.append(sequence, parts, in_place=sequence % 3 > 0).result()
             self.payloads[sequence] = payload
 
     def check(self, journal: Journal, after: int = 0) -> None:

@@ -5,11 +5,11 @@ due stands among the delayed or the ready; how offsets are spread over extents, 
 """
 
 import os
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import precondition, rule
 
 from kyogo_broker.core.extents import Extents
 from kyogo_broker.core.limits import ShardConfig
@@ -17,39 +17,47 @@ from kyogo_broker.core.shard import Shard
 from kyogo_broker.journal.base import Section
 from kyogo_broker.journal.codec import decode, encode
 from kyogo_broker.journal.columns import decode_section
-from kyogo_broker.model.commands import Attach, Outcome, PauseQueue, Settle, Settlement, Subscription
+from kyogo_broker.model.commands import Attach, Command, Outcome, PauseQueue, Settle, Settlement, Subscription
 from kyogo_broker.model.facts import DeadLettered, Finished, QueueDeleted, Settled
 from kyogo_broker.model.states import RedeliveryReason
 from kyogo_broker.recovery import queue_section, restore, shard_section
-from tests.support.shard_machine import ShardMachine
+from tests.support.shard_history import Program, ShardHistory
 from tests.support.shards import STRETCH, Appended, Driver, fences, messages_in, runs
 
+EXAMPLES = int(os.environ.get("KYOGO_EXAMPLES", "60"))
+STEPS = int(os.environ.get("KYOGO_STEPS", "50"))
 Places = dict[tuple[int, int], tuple[bytes, int]]
 """(queue, offset) of what is not finished: its body, and the position of the record it stands in."""
 
 
-class RestoreMachine(ShardMachine):
+class RestoreHistory(ShardHistory):
     """Histories with checkpoints, queue by queue while things go on, and crashes."""
 
-    def __init__(self) -> None:
+    WEIGHTS: ClassVar[Mapping[str, int]] = {**ShardHistory.WEIGHTS, "restore": 2, "crash": 1}
+
+    def __init__(self, seed: int) -> None:
         self.sections: list[Section] = []
         """Of the checkpoint under way."""
         self.queues_left: list[int] | None = None
         self.checkpoint: tuple[Section, ...] = ()
-        super().__init__()
+        super().__init__(seed)
 
     def make_driver(self) -> Driver:
         return Driver(ShardConfig(), lazy=True)
 
-    def teardown(self) -> None:
-        super().teardown()
-        self.restore_all()
+    def end(self) -> None:
+        super().end()
+        self.restore()
 
-    @rule(most=st.integers(1, 3))
+    def turn(self, *commands: Command) -> None:
+        """One checkpoint follows another, slice by slice."""
+        super().turn(*commands)
+        if not self.driver.in_turn and self.chance.random() < 0.5:
+            self.take_a_slice_of_a_checkpoint(most=self.chance.randint(1, 3))
+
     def take_a_slice_of_a_checkpoint(self, most: int) -> None:
         """The next few sections, each as of now."""
         driver, shard = self.driver, self.driver.shard
-        self.turn()
         driver.flush()
         if self.queues_left is None:
             self.queues_left = list(shard.queue_ids())
@@ -62,20 +70,20 @@ class RestoreMachine(ShardMachine):
             self.queues_left = None
             self.checkpoint = tuple(self.sections)
 
-    @rule()
-    def restore_all(self) -> None:
+    def restore(self) -> None:
         """What is restored is what lives."""
-        self.turn()
+        self.driver.tick()
         self.driver.flush()
         live = picture(self.driver.shard, self.driver.now.steady_ms, self.driver.records)
         for restored in self.both(self.driver.records):
             assert picture(restored, self.driver.now.steady_ms, self.driver.records) == live
 
-    @precondition(lambda self: len(self.driver.records) > 3)
-    @rule(back=st.integers(0, 30))
-    def crash(self, back: int) -> None:
+    def crash(self) -> None:
         """A broker that was killed some records ago begins again, and delivers everything that was not finished."""
         driver = self.driver
+        driver.tick()
+        driver.flush()
+        back = self.chance.choice((0, 1, 3, 30))
         oldest = max((section.sequence for section in self.checkpoint), default=1)
         records = driver.records[: max(oldest, len(driver.records) - back)]
         one, other = self.both(records)
@@ -104,7 +112,12 @@ class RestoreMachine(ShardMachine):
 
 def picture(shard: Shard, now_ms: int, records: list[Appended]) -> dict[str, Any]:
     """All that is durable, what means the same made equal."""
-    found: dict[str, Any] = {"shard": shard.snapshot_shard()}
+    state_of = shard._state
+    found: dict[str, Any] = {
+        "shard": shard.snapshot_shard(),
+        "settled": {fence: said for fence in range(1, 500) if (said := state_of.settled.outcome(fence)) is not None},
+        "leases": [(lease.first_fence, lease.first_offset, lease.live) for lease in state_of.leases],
+    }
     places = unfinished(records)
     for queue_id in shard.queue_ids():
         section = queue_section(shard, queue_id, 0)
@@ -198,12 +211,8 @@ def delivered(driver: Driver) -> dict[tuple[int, int], bytes]:
     return got
 
 
-TestRestore = RestoreMachine.TestCase
-TestRestore.settings = settings(
-    max_examples=int(os.environ.get("KYOGO_EXAMPLES", "60")),
-    stateful_step_count=int(os.environ.get("KYOGO_STEPS", "40")),
-    deadline=None,
-    print_blob=True,
-    report_multiple_bugs=False,
-    suppress_health_check=list(HealthCheck),
-)
+@settings(max_examples=EXAMPLES, deadline=None, print_blob=True, suppress_health_check=list(HealthCheck),
+          report_multiple_bugs=False)  # fmt: skip
+@given(seed=st.integers(0, 1 << 20), program=RestoreHistory.programs(steps=STEPS))
+def test_what_is_restored_is_what_lives(seed: int, program: Program) -> None:
+    RestoreHistory.run(seed, program)

@@ -35,7 +35,8 @@ class SimJournal(SegmentJournal):
     stretch = STRETCH
     check: Check
 
-    def append(self, sequence: int, parts: Sequence[Part]) -> Future[None]:
+    def append(self, sequence: int, parts: Sequence[Part], *, in_place: bool = False) -> Future[None]:
+        # Which of the threads writes is the machine's choice, see `Threads`.
         self.check.appending(sequence, self.position, parts)
         future = super().append(sequence, parts)
         future.add_done_callback(lambda done: self.check.appended(sequence, done))

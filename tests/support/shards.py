@@ -98,7 +98,7 @@ class Driver:
     pending: list[Fact] = field(init=False)
     """Not appended yet."""
     _turn_loads: list[Load] = field(init=False)
-    _in_turn: bool = field(init=False)
+    in_turn: bool = field(init=False)
     _port: int = field(init=False)
     _stalled_ms: int = field(init=False)
 
@@ -114,8 +114,8 @@ class Driver:
 
     def begin(self) -> None:
         """Begin a turn, unless one is under way."""
-        if not self._in_turn:
-            self._in_turn = True
+        if not self.in_turn:
+            self.in_turn = True
             self.shard.begin(position=self.sequence * RECORD_STEP, now=self.now, stalled_ms=self._stalled_ms)
             self._stalled_ms = 0
 
@@ -131,7 +131,7 @@ class Driver:
     def tick(self) -> list[Effect]:
         """End the turn."""
         effects = self.handle(Tick())
-        self._in_turn = False
+        self.in_turn = False
         if not self.lazy or any(fact.WAITED or type(fact) is Moved for fact in self.pending):
             self.flush()
         self.loads += self._turn_loads
@@ -197,7 +197,7 @@ class Driver:
         self.now = now
         self.records = records
         self.loads, self.effects, self.pending, self._turn_loads = [], [], [], []
-        self._in_turn = False
+        self.in_turn = False
         self._port = self._stalled_ms = 0
         if shard is None:
             shard = Shard(self.config, seed=self.seed, stretch=STRETCH)

@@ -104,8 +104,14 @@ class Journal(Protocol):
     def replay(self, after: int) -> Iterator[Record]:
         """Every record with a sequence above `after`, in order; called after `open`, before the first append."""
 
-    def append(self, sequence: int, parts: Sequence[Part]) -> Future[None]:
-        """Write one record; durable when the future is done. A failed one means that the process must stop."""
+    def append(self, sequence: int, parts: Sequence[Part], *, in_place: bool = False) -> Future[None]:
+        """Write one record; durable when the future is done. A failed one means that the process must stop.
+
+        Args:
+            sequence: of the record, which is the next one.
+            parts: its payload.
+            in_place: the caller may be held up for a small write and its sync.
+        """
 
     def read_many(self, stretches: Sequence[tuple[int, int]]) -> list[Record]:
         """Records that begin within each (position, length), both ends included. Blocking; from any thread."""

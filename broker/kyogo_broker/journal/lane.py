@@ -45,7 +45,7 @@ class ThreadLane:
 
 
 class InlineLane:
-    """A lane that does everything at once, in the caller's thread: for tests and simulations."""
+    """A lane that does everything at once, in the caller's thread."""
 
     def __init__(self, _name: str) -> None:
         pass

@@ -94,7 +94,7 @@ class MemoryJournal:
             return (lot.number + 1) << NUMBER_SHIFT
         return lot.number << NUMBER_SHIFT | lot.used
 
-    def append(self, sequence: int, parts: Sequence[Part]) -> Future[None]:
+    def append(self, sequence: int, parts: Sequence[Part], *, in_place: bool = False) -> Future[None]:  # noqa: ARG002
         """Keep one record."""
         payload = b"".join(parts)
         if sequence != self.sequence or len(payload) > self.max_record_bytes:

@@ -10,6 +10,7 @@ import struct
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import google_crc32c
@@ -117,7 +118,7 @@ class PatientFiles(Files):
     def read(self, file: int, size: int, offset: int) -> bytes:
         """As `Files.read`, whatever the disk says."""
         try:
-            return super().read(file, size, offset)
+            return self._read(file, size, offset)
         except OSError:
             size = min(size, max(0, self.size(file) - offset))
             ends = [*range(offset - offset % BLOCK_BYTES + BLOCK_BYTES, offset + size, BLOCK_BYTES), offset + size]
@@ -125,9 +126,12 @@ class PatientFiles(Files):
 
     def _piece(self, file: int, begin: int, end: int) -> bytes:
         try:
-            return super().read(file, end - begin, begin)
+            return self._read(file, end - begin, begin)
         except OSError:
             return bytes(end - begin)
+
+    def _read(self, file: int, size: int, offset: int) -> bytes:
+        return super().read(file, size, offset)
 
 
 def identify(files: Files, path: Path) -> tuple[Meta, str | None]:
@@ -229,14 +233,15 @@ class Scan:
 
     def _end(self, numbers: Sequence[int]) -> Iterator[Event]:
         """A segment is cut to what it holds when it is left, for one whose first record is durable."""
-        if self._cut:
+        following = [self.number, *(number for number in numbers if number > self.number)]
+        missing = [(before + 1, after - 1) for before, after in pairwise(following) if after > before + 1]
+        if missing or self._cut:
             yield from self._something_follows()
+        if self._cut and (not missing or missing[0][0] > self.number + 1):
             yield self._broken(self.number, self._used, self._used, "the segment was cut off here", self._cut)
-        following = [number for number in numbers if number > self.number]
-        for number in range(self.number + 1, max(following, default=0)):
-            if number not in following:
-                yield from self._something_follows()
-                yield self._broken(number, 0, 0, "the segment is missing", self.segment_bytes)
+        for first, last in missing:
+            what = "the segment is missing" if first == last else f"the segments {first} to {last} are missing"
+            yield self._broken(first, 0, 0, what, (last - first + 1) * self.segment_bytes)
         yield from self._doubts
 
     def _file(self, number: int, file: int) -> Iterator[Event]:

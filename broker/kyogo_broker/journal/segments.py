@@ -11,8 +11,9 @@ A position is `segment number << 32 | byte in the file`. It must be known before
 segment is left when it has no room for the largest record, and what remains of it is given back.
 
 Two threads do the file calls: one appends and nothing else, so that no commit waits behind the other one, which makes
-segments ready, writes checkpoints and frees. An append or a sync that fails is never tried again: the system may have
-dropped what was to be written. It fails that append and every later one, and the process must stop.
+segments ready, writes checkpoints and frees. A small record is written in the caller's thread if he says so. An append
+or a sync that fails is never tried again: the system may have dropped what was to be written. It fails that append and
+every later one, and the process must stop.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,7 +27,7 @@ from kyogo_broker.journal.checkpoint import CheckpointFile, keep_ready
 from kyogo_broker.journal.directory import Directory, Meta
 from kyogo_broker.journal.files import Files
 from kyogo_broker.journal.freeing import Holding, plan_freeing
-from kyogo_broker.journal.lane import Lane, ThreadLane
+from kyogo_broker.journal.lane import InlineLane, Lane, ThreadLane
 from kyogo_broker.journal.recovery import (
     Place,
     damage,
@@ -52,6 +53,8 @@ from kyogo_broker.model.errors import BrokerStopError, NewerDataError
 STRETCH_BYTES = 65_536
 READ_AHEAD_BYTES = 4096
 """Read beyond a stretch: its last record is mostly in it."""
+IN_PLACE_BYTES = 65_536
+"""The most that is written in the caller's thread."""
 MIN_FREE_BYTES = 1 << 30
 MIN_FREE_PERCENT = 5
 
@@ -161,6 +164,7 @@ class SegmentJournal:
         self._appended: Future[None] | None = None
         self._writer = self._make_lane("kyogo-journal-append")
         self._keeper = self._make_lane("kyogo-journal-keep")
+        self._here = InlineLane("")
         self._begin_segments()
         self._keep(keep_ready, self._files, self._directory, self._checkpoints, 0)
         new = self._log.end.sequence == 0 and not newest.sections
@@ -215,7 +219,7 @@ class SegmentJournal:
     def _has_room(self) -> bool:
         return self._offset + HEAD_BYTES + self.max_record_bytes <= self._size
 
-    def append(self, sequence: int, parts: Sequence[Part]) -> Future[None]:
+    def append(self, sequence: int, parts: Sequence[Part], *, in_place: bool = False) -> Future[None]:
         """Write one record; durable when the future is done."""
         length = sum(map(len, parts))
         if sequence != self._sequence or length > self.max_record_bytes:
@@ -226,11 +230,17 @@ class SegmentJournal:
             self._go_on()
         if not self._places or self._places[-1].number != self._number:
             self._places.append(Place(self._number, sequence, 0))
-        future = self._writer.do(self._write, self._active, self._offset, sequence, parts)
+        lane = self._here if in_place and self._is_next(length) else self._writer
+        future = lane.do(self._write, self._active, self._offset, sequence, parts)
         self._offset += HEAD_BYTES + length
         self._sequence += 1
         self._appended = future
         return future
+
+    def _is_next(self, length: int) -> bool:
+        """Whether a record is small, with none before it under way, and no segment that is still being made."""
+        free = self._appended is None or self._appended.done()
+        return length <= IN_PLACE_BYTES and free and self._active.done() and self._active.result() is self._writing
 
     def _go_on(self) -> None:
         """Make the next segment the active one."""

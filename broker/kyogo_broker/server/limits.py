@@ -16,8 +16,6 @@ MAX_MESSAGES_PER_REQUEST = 16_384
 object while it is checked."""
 MAX_RANGES_PER_FRAME = 16_384
 """Every second fence of three full prefetches; a frame of 4 MiB could hold two million."""
-MAX_EXTEND_RANGES = 8_192
-"""Every second fence of one and a half full prefetches; each moves deadlines."""
 FENCES_PER_PREFETCH = 4
 """All ranges of a frame together name at most so many times the largest prefetch: each fence is looked up and
 answered, and nobody has more to say than begun, settled and extended of what he holds."""

@@ -10,7 +10,9 @@ import asyncio
 from collections.abc import Callable
 from typing import TypeVar
 
+from kyogo_broker.model.errors import RefusedError
 from kyogo_broker.server.limits import LARGE_FRAME_BYTES
+from kyogo_broker.server.wire import UndecodableError
 
 SLOW_SECONDS = 0.02
 """No frame of a well-meant client takes so long; shorter ones follow each other at once."""
@@ -35,6 +37,9 @@ class Turnstile:
             began = loop.time()
             try:
                 return decode(raw)
+            except (RefusedError, UndecodableError) as error:
+                # Its frames hold what was parsed, thirty times the bytes, until the client has been told.
+                raise error.with_traceback(None) from None
             finally:
                 took = loop.time() - began
                 if took >= SLOW_SECONDS:

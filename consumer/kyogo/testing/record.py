@@ -41,9 +41,9 @@ class RecordingJournal(MemoryJournal):
         self.payloads: list[bytes] = []
         """Every record, in order. Appended by the broker's thread, read by any."""
 
-    def append(self, sequence: int, parts: Sequence[Part]) -> Future[None]:
+    def append(self, sequence: int, parts: Sequence[Part], *, in_place: bool = False) -> Future[None]:
         """Keep one record, for good."""
-        done = super().append(sequence, parts)
+        done = super().append(sequence, parts, in_place=in_place)
         self.payloads.append(b"".join(parts))
         return done
 

@@ -26,7 +26,7 @@ def test_says_where_it_is_damaged_and_what_to_do() -> None:
     with pytest.raises(
         BrokerStopError,
         match=r"/data/0000000001.segment, byte 196: record 2 is not whole, and a later one stands at byte 328 of "
-        r"segment 1. Run `broker inspect /data`",
+        r"segment 1. Run `broker inspect /data` to see what is whole; restore .* with `broker salvage /data NEW_DIRECTORY`",
     ):
         opened(disk)
 
@@ -68,6 +68,16 @@ def test_a_missing_segment_is_missed(number: int) -> None:
     disk.unlink(DIR / f"000000000{number}.segment")
     with pytest.raises(BrokerStopError, match="missing"):
         list(opened(disk).replay(0))
+
+
+def test_a_last_segment_that_was_cut_is_missed() -> None:
+    """At the end of a record, so that nothing is left to show for those behind it."""
+    disk = with_records(100, 100, 100)
+    del disk.names_now[DIR / "0000000001.segment"].data[64 + 2 * 132 :]
+    with pytest.raises(
+        BrokerStopError, match=r"0000000001.segment, byte 328: 5472 bytes were cut off the last segment"
+    ):
+        opened(disk)
 
 
 def test_all_segments_missing_is_not_a_new_journal() -> None:

@@ -11,6 +11,7 @@ from kyogo_broker.journal.base import Section
 from kyogo_broker.journal.codec import encode
 from kyogo_broker.journal.inspect import Finding, describe
 from kyogo_broker.journal.lane import InlineLane
+from kyogo_broker.journal.scan import PatientFiles
 from kyogo_broker.journal.segments import SegmentJournal, SegmentSettings
 from kyogo_broker.model.commands import Outcome
 from kyogo_broker.model.errors import BrokerStopError
@@ -132,6 +133,93 @@ def test_damage_is_named_and_the_rest_is_read(record: int) -> None:
         (queue,) = findings(copy, "queue")
         assert queue.fields["unfinished"] == 70
     assert journal.sequence == 9
+
+
+def test_a_rotten_bit_anywhere_in_synced_records_is_damage() -> None:
+    """In every byte of every record but the last one, and of every header."""
+    disk, _ = written(*([published(n * 10, 10, 140)] for n in range(1, 9)))
+    places = [(one.fields["file"], one.fields["byte"]) for one in findings(disk, "record", facts=True)]
+    segments = [path.name for path, _ in disk.files() if path.suffix == ".segment"]
+    spans = [(file, byte, byte + 1492) for file, byte in places[:-1]] + [(name, 0, 64) for name in segments]
+    for file, begin, end in spans:
+        for byte in [*range(begin, begin + 40), *range(begin + 40, end, 53)]:
+            disk.flip(DIR / file, byte, bit=byte % 8)
+            assert any(one.fields["file"] == file for one in findings(disk, "damage")), (file, byte)
+            disk.flip(DIR / file, byte, bit=byte % 8)
+    assert findings(disk, "damage") == []
+
+
+@pytest.mark.parametrize("rotten", [b"K", b"", bytes(64), b"\xff" * 64])
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_records_behind_a_rotten_header_are_read(number: int, rotten: bytes) -> None:
+    disk, _ = written(*([published(n * 10, 10, 140)] for n in range(1, 9)))
+    data = disk.names_now[DIR / f"000000000{number}.segment"].data
+    data[60] ^= not rotten  # the header's own crc
+    data[: len(rotten)] = rotten.replace(b"K", b"k")
+    (damage,) = findings(disk, "damage")
+    assert damage.fields["error"] == "the segment's header is not whole; its records can be read"
+    (queue,) = findings(disk, "queue")
+    assert queue.fields["unfinished"] == 80
+
+
+def test_a_header_that_no_record_agrees_with_tells_of_nothing() -> None:
+    """Not even if somebody published what looks like records: they do not know the journal's key."""
+    forged, _ = written([published(5, 5, 100)])
+    part = bytes(forged.names_now[DIR / "0000000001.segment"].data[64:600])
+    disk = FaultyDisk()
+    journal = SegmentJournal(DIR, SETTINGS, key=77, files=disk, lane=InlineLane)
+    journal.open()
+    journal.append(1, encode([Published(7, 1, Batch(part, range(len(part), len(part) + 1)), 5)])).result()
+    data = disk.names_now[DIR / "0000000001.segment"].data
+    data[:96] = bytes(96)
+    (damage,) = findings(disk, "damage")
+    assert "no record agrees with it" in damage.fields["error"]
+    assert findings(disk, "queue") == []
+
+
+def test_a_cut_segment_and_a_missing_one_at_the_end_are_damage() -> None:
+    disk, _ = written(*([published(n * 10, 10, 140)] for n in range(1, 9)))
+    copy = disk.crash("kept", Random(1))
+    del copy.names_now[DIR / "0000000003.segment"].data[64 + 1492 :]
+    (damage,) = findings(copy, "damage")
+    assert (damage.fields["file"], damage.fields["error"]) == ("0000000003.segment", "the segment was cut off here")
+    copy = disk.crash("kept", Random(1))
+    copy.unlink(DIR / "0000000003.segment")
+    (damage,) = findings(copy, "damage")
+    assert (damage.fields["file"], damage.fields["error"]) == ("0000000003.segment", "the segment is missing")
+
+
+class BadDisk(PatientFiles):
+    """Some blocks of one file cannot be read."""
+
+    def __init__(self, path: Path, bad: range) -> None:
+        self._path = path
+        self._bad = bad
+        self._file = -1
+
+    def open(self, path: Path, *, create: bool = False, write: bool = True) -> int:
+        file = super().open(path, create=create, write=write)
+        if path == self._path:
+            self._file = file
+        return file
+
+    def _read(self, file: int, size: int, offset: int) -> bytes:
+        if file == self._file and offset < self._bad.stop and offset + size > self._bad.start:
+            raise OSError(5, "unreadable")
+        return super()._read(file, size, offset)
+
+
+def test_what_a_disk_cannot_read_is_damage_and_the_rest_is_read(tmp_path: Path) -> None:
+    journal = SegmentJournal(tmp_path, SegmentSettings(segment_bytes=64 << 10, max_record_bytes=1500, min_free_bytes=0))
+    journal.open()
+    for n in range(1, 21):
+        journal.append(n, encode([published(n * 10, 10, 140)])).result()
+    journal.close()
+    disk = BadDisk(tmp_path / "0000000001.segment", range(8192, 12288))
+    found = list(describe(tmp_path, files=disk))
+    assert [one.fields["byte"] for one in found if one.damaged] == [64 + 5 * 1492]
+    (queue,) = [one for one in found if one.what == "queue"]
+    assert queue.fields["unfinished"] == 200 - 40
 
 
 def test_missing_segments_headers_checkpoints_and_meta_are_damage() -> None:

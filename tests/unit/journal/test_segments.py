@@ -12,7 +12,7 @@ import pytest
 from kyogo_broker.journal.base import Section
 from kyogo_broker.journal.lane import InlineLane
 from kyogo_broker.journal.segment_file import Header, Segment
-from kyogo_broker.journal.segments import SegmentJournal, SegmentSettings
+from kyogo_broker.journal.segments import IN_PLACE_BYTES, SegmentJournal, SegmentSettings
 from kyogo_broker.model.errors import BrokerStopError, NewerDataError
 from tests.support.faulty_disk import FaultyDisk
 from tests.support.segment_log import DIR, SETTINGS, SIZES, HeldLane, append, names, opened, take_checkpoint
@@ -104,13 +104,32 @@ def test_real_threads_keep_the_order_and_complete_every_future(tmp_path: Path) -
     journal.open()
     random = Random(5)
     payloads = [random.randbytes(random.randint(0, 1500)) for _ in range(300)]
-    futures = [journal.append(journal.sequence, [payload]) for payload in payloads]
+    futures = [journal.append(journal.sequence, [payload], in_place=random.random() < 0.5) for payload in payloads]
     assert [future.result(20) for future in futures] == [None] * 300
     journal.close()
     again = SegmentJournal(tmp_path, SETTINGS)
     again.open()
     assert [bytes(record.payload) for record in again.replay(0)] == payloads
     again.close()
+
+
+def test_a_small_record_is_written_in_the_callers_thread_if_he_says_so() -> None:
+    writing = HeldLane()
+    disk = FaultyDisk()
+    large = SegmentSettings(segment_bytes=400_000, max_record_bytes=190_000)
+    lane = lambda name: writing if name.endswith("append") else InlineLane(name)  # noqa: E731
+    journal = SegmentJournal(DIR, large, files=disk, lane=lane)
+    journal.open()
+    assert journal.append(1, [b"x"], in_place=True).done()
+    assert not (held := journal.append(2, [b"x"])).done()
+    assert not (behind := journal.append(3, [b"never before the one under way"], in_place=True)).done()
+    writing.go_on()
+    assert held.done()
+    assert behind.done()
+    assert not journal.append(4, [bytes(150_000)], in_place=True).done()
+    writing.go_on()
+    assert journal.append(5, [bytes(IN_PLACE_BYTES)], in_place=True).done()
+    assert not journal.append(6, [b"in the next segment, which is another file"], in_place=True).done()
 
 
 def test_a_checkpoint_never_gets_ahead_of_the_log() -> None:

@@ -8,7 +8,7 @@ because without it there is no stream to go on. A settlement that publishes some
 answered `REJECTED`, so that its deliveries stay with the consumer.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from google.protobuf.message import DecodeError
@@ -22,7 +22,7 @@ from kyogo_broker.model.message import FenceRange
 from kyogo_broker.model.settings import DURATION_MS_MAX, NAME_RULE, valid_queue_name
 from kyogo_broker.server import limits as bounds
 from kyogo_broker.server.limits import Limits
-from kyogo_broker.server.wire.portions import settles
+from kyogo_broker.server.wire.portions import WEIGHT_MAX, settles
 from kyogo_broker.server.wire.publish import decode_publish
 from kyogo_broker.server.wire.text import UndecodableError, checked_id, cut, shown
 
@@ -105,19 +105,13 @@ class _Decoder:
         if frame.HasField("heartbeat"):
             self.done.append(_heartbeat(port, frame.heartbeat))
         if frame.started:
-            self._part("started", lambda: commands.Started(port, self._ranges(frame.started)))
+            self._started(frame.started)
         if frame.settlements:
             self._settle(frame.settlements)
         if frame.HasField("extend"):
-            self._part("extend", lambda: self._extend(frame.extend))
+            self._extend(frame.extend)
         if frame.HasField("detach"):
             self.done.append(commands.Detach(port))
-
-    def _part(self, name: str, decode: Callable[[], Command]) -> None:
-        try:
-            self.done.append(decode())
-        except RefusedError as error:
-            self._refuse(error.refusal, {"part": name})
 
     def _refuse(self, refusal: Refusal, details: Mapping[str, str]) -> None:
         metadata = {**details, **refusal.metadata}
@@ -144,6 +138,12 @@ class _Decoder:
             resume_window_ms=_within("resume_window_ms", attach.resume_window_ms, 0, bounds.MAX_RESUME_WINDOW_MS),
             held=self._ranges(attach.held),
         )
+
+    def _started(self, started: Sequence[pb.FenceRange]) -> None:
+        try:
+            self.done.append(commands.Started(self.session.port, self._ranges(started)))
+        except RefusedError as error:
+            self._refuse(error.refusal, {"part": "started"})
 
     def _settle(self, settlements: Sequence[pb.Settlement]) -> None:
         if len(settlements) > bounds.MAX_SETTLEMENTS_PER_FRAME:
@@ -197,13 +197,15 @@ class _Decoder:
         port = self.session.port
         return tuple(decode_publish(request.SerializeToString(), port=port, limits=self.limits) for request in requests)
 
-    def _extend(self, extend: pb.Extend) -> commands.Extend:
-        if len(extend.ranges) > bounds.MAX_EXTEND_RANGES:
-            raise refuse(
-                ErrorCode.LIMIT_EXCEEDED,
-                f"extend names at most {bounds.MAX_EXTEND_RANGES} ranges: join neighbours, or send two frames",
-            )
-        return commands.Extend(self.session.port, self._ranges(extend.ranges), extend.extension_ms)
+    def _extend(self, extend: pb.Extend) -> None:
+        """In portions, like settlements: the engine looks up between commands."""
+        try:
+            ranges = self._ranges(extend.ranges)
+        except RefusedError as error:
+            self._refuse(error.refusal, {"part": "extend"})
+            return
+        for at in range(0, max(len(ranges), 1), WEIGHT_MAX):
+            self.done.append(commands.Extend(self.session.port, ranges[at : at + WEIGHT_MAX], extend.extension_ms))
 
     def _ranges(self, ranges: Sequence[pb.FenceRange]) -> tuple[FenceRange, ...]:
         self.ranges += len(ranges)

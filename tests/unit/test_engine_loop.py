@@ -1,6 +1,7 @@
 """Time in which the broker itself stood still is nobody's silence, wherever in the loop it happened."""
 
 import asyncio
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, cast
 
@@ -9,7 +10,7 @@ import pytest
 from kyogo_broker.clock import Clock
 from kyogo_broker.core.shard import Shard
 from kyogo_broker.core.step import Step
-from kyogo_broker.engine import SLEEP_MS_MAX, STALL_MS_MIN, Engine
+from kyogo_broker.engine import SLEEP_MS_MAX, STALL_MS_MIN, THREADED_COMMITS, Engine
 from kyogo_broker.journal.memory import MemoryJournal
 from kyogo_broker.model.commands import Command, Heartbeat
 from kyogo_broker.model.facts import FencesReserved
@@ -39,6 +40,7 @@ class StubShard:
         self.stalled_ms = 0
         self.heartbeats = 0
         self.takes_ms = 0
+        self.on_heartbeat: Callable[[], object] = lambda: None
         self.facts: list[FencesReserved] = []
         self._clock = clock
 
@@ -49,6 +51,7 @@ class StubShard:
         step = Step()
         if isinstance(command, Heartbeat):
             self.heartbeats += 1
+            self.on_heartbeat()
             self._clock.ms += self.takes_ms
             step.facts += self.facts
         return step
@@ -72,9 +75,11 @@ class SlowJournal(MemoryJournal):
     def __init__(self, clock: ManualClock) -> None:
         super().__init__()
         self.takes_ms = 0
+        self.in_place: list[bool] = []
         self._clock = clock
 
-    def append(self, sequence: int, parts: Any) -> Future[None]:
+    def append(self, sequence: int, parts: Any, *, in_place: bool = False) -> Future[None]:
+        self.in_place.append(in_place)
         self._clock.ms += self.takes_ms
         return super().append(sequence, parts)
 
@@ -143,3 +148,34 @@ async def test_ordinary_scheduling_is_none(bench: Bench) -> None:
     assert bench.shard.stalled_ms == 0
     await bench.engine.stop()
     await running
+
+
+async def committed_in_place(bench: Bench, *, sleeps_ms: int, takes_ms: list[int]) -> list[bool]:
+    """Which commits were done on the spot, by a loop that has nothing to do for so long between them."""
+    running = asyncio.create_task(bench.engine.run())
+    await asyncio.sleep(0.01)
+    bench.shard.facts = [FencesReserved(1 << 21)]
+    for each in takes_ms:
+        bench.journal.takes_ms = each
+        bench.clock.ms += sleeps_ms
+        await bench.turns(1)
+        await asyncio.sleep(0)
+    bench.shard.facts, bench.journal.takes_ms = [], 0
+    await bench.engine.stop()
+    await running
+    return bench.journal.in_place[: len(takes_ms)]
+
+
+async def test_an_idle_loop_commits_in_place(bench: Bench) -> None:
+    assert await committed_in_place(bench, sleeps_ms=2, takes_ms=[1] * 5) == [True] * 5
+
+
+async def test_a_busy_loop_reads_on_while_the_thread_commits(bench: Bench) -> None:
+    """What it reads meanwhile shares the next commit."""
+    assert await committed_in_place(bench, sleeps_ms=2, takes_ms=[3] * 5) == [True] + [False] * 4
+    assert await committed_in_place(Bench(), sleeps_ms=0, takes_ms=[1] * 5) == [False] * 5
+
+
+async def test_after_a_slow_commit_the_thread_does_them_for_a_while(bench: Bench) -> None:
+    in_place = await committed_in_place(bench, sleeps_ms=2, takes_ms=[100] + [1] * (THREADED_COMMITS + 2))
+    assert in_place == [True] + [False] * THREADED_COMMITS + [True] * 2
