@@ -9,7 +9,8 @@ asyncio publisher on a thread of its own, opened lazily, one for each process.
 gRPC does not survive a fork while it is in use: the child hangs in the library at its first call. So an open publisher
 disconnects before `os.fork` and connects again after it, in the parent and in the child, each when it next publishes.
 Where that is not possible (messages stay unconfirmed, or the process was forked by C code that runs no hooks before),
-the child's publisher raises `ForkedError` instead of hanging. None of this covers other users of gRPC in the parent.
+the child's publisher raises `ForkedError` instead of hanging; gRPC may also crash such a child at once. None of this
+covers other users of gRPC in the parent.
 """
 
 import asyncio
@@ -65,6 +66,7 @@ class Publisher:
         self._token = token
         self._lock = threading.Lock()
         self._thread: _Thread | None = None
+        self._go_on: threading.Event | None = None
         self._closed = False
         _hooks.watch(self)
 
@@ -171,9 +173,14 @@ class Publisher:
         self._lock.acquire()
         if not self._disconnect(_FORK_TIMEOUT):
             _log.warning("messages stay unconfirmed: after this fork, the child cannot publish")
+            assert self._thread is not None
+            self._go_on = self._thread.hold()
 
     def after_fork_in_parent(self) -> None:
         """Go on."""
+        if self._go_on is not None:
+            self._go_on.set()
+            self._go_on = None
         self._lock.release()
 
     def after_fork_in_child(self) -> None:
@@ -240,6 +247,21 @@ class _Thread:
         self._thread.join()
         self._loop.close()
         return True
+
+    def hold(self) -> threading.Event:
+        """Stop the loop between two callbacks until the event is set.
+
+        A forked child frees what the frames of other threads hold. Had it been in use by gRPC, the child would crash.
+        """
+        held, go_on = threading.Event(), threading.Event()
+
+        def wait() -> None:
+            held.set()
+            go_on.wait()
+
+        self._loop.call_soon_threadsafe(wait)
+        held.wait(_FORK_TIMEOUT)
+        return go_on
 
     def _wake(self) -> None:
         if not self._woken:
