@@ -26,8 +26,8 @@ _log = logging.getLogger("kyogo.stream")
 
 _ATTACH_TIMEOUT: Final = 30.0
 """Seconds until `attach` has to be answered: a broker that recovers a large journal may take its time."""
-_SILENCE_MIN: Final = 10.0
-"""Seconds of silence before a broker counts as gone; it promises a sign of life each 5 s."""
+_SILENCE_MIN: Final = 15.0
+"""Seconds of silence before a broker counts as gone: it promises a sign of life each 5 s, but its disk may stall."""
 _INTERVAL_DEFAULT: Final = 1.0
 
 
