@@ -11,11 +11,13 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 GENERATED := consumer/kyogo/v1/__init__.py
 PROTOS := $(shell find protos -name '*.proto')
+# The wire contract as it was released last.
+RELEASED := protos/released.binpb
 
 # The last line of `make check` is pytest's, for people and for CI.
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check demo bench protos clean
+.PHONY: help setup run test check demo bench protos released clean
 
 help: ## list the commands
 	@echo 'usage: make COMMAND [PYTHON=python3] [ARGS=...]'
@@ -35,6 +37,7 @@ check: setup ## everything CI holds: style, types, layers, wire contract, tests
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/buf lint
+	$(BIN)/buf breaking --against $(RELEASED)
 	$(BIN)/python protos/generate.py --verify
 	@$(MAKE) test
 
@@ -47,6 +50,10 @@ bench: setup ## measure; results are ratios against a reference in the same run
 protos: $(INSTALLED) ## generate the Python of the wire contract anew
 	$(BIN)/python protos/generate.py
 	@touch $(GENERATED)
+
+released: $(INSTALLED) ## at a release: what it promises on the wire, no later one may break
+	$(BIN)/buf breaking --against $(RELEASED)
+	$(BIN)/buf build --exclude-source-info -o $(RELEASED)
 
 clean: ## remove what was built; data and node_modules stay
 	rm -rf $(VENV) build dist consumer/kyogo/v1 consumer/kyogo/internal

@@ -256,6 +256,9 @@ class Engine:
             if written >= RECORD_BYTES_SOFT or self._clock.seconds() >= until:
                 self._inbox = taken[number:] + self._inbox
                 del taken[number:]
+                step = self._shard.hear([command for command, _, _ in self._inbox], now)
+                facts += step.facts
+                effects += step.effects
                 break
         step = self._shard.handle(Tick(), now)
         facts += step.facts

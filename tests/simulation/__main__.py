@@ -5,6 +5,7 @@ import sys
 import time
 from collections import Counter
 
+from tests.simulation.coverage import seen
 from tests.simulation.run import simulating
 from tests.simulation.simulate import simulate
 
@@ -37,6 +38,7 @@ def main() -> int:
         f"seeds {first} to {first + done - 1}: {done} histories, {operations} operations in {took:.1f} s: "
         f"{done / took * 60:.0f} histories a minute, {done / worked * 60:.0f} a minute of processor time"
     )
+    print("faults:", ", ".join(f"{kind} {count}" for kind, count in seen(cover).items()))
     if asked.cover:
         for name, count in sorted(cover.items()):
             print(f"{count:>9} {name}")

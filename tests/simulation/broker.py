@@ -17,10 +17,11 @@ from kyogo_broker.journal.segments import SegmentJournal, SegmentSettings
 from kyogo_broker.model.commands import Drain
 from kyogo_broker.model.errors import BrokerStopError
 from kyogo_broker.recovery import recover
-from tests.simulation.check import Check, WatchedShard
+from tests.simulation.check import Check
 from tests.simulation.limits import MAX_RECORD_BYTES, STRETCH
 from tests.simulation.machine import PowerLossError, SimClock, SimDisk, SimReader, Threads, Wall
 from tests.simulation.network import Edge, Link
+from tests.simulation.watched import WatchedShard
 from tests.simulation.world import Actor, SimLoop, ViolationError, World
 from tests.support.faulty_disk import CRASHES, Crash
 
@@ -51,6 +52,8 @@ class Broker:
         self.check = check
         self.cover = cover
         self.wall = Wall()
+        # A busy machine serves its network from time to time: so turns with many commands are as usual as with one.
+        self.grain = world.random.choice((1, 5_000, 20_000))
         self.disk = SimDisk(cover)
         self.process = Actor()
         self.process.dead = True
@@ -243,13 +246,16 @@ class Broker:
         self._task = self.engine = self.threads = None
 
     def _down(self, kind: Crash) -> None:
+        if self.disk.unsynced():
+            self.cover[f"unsynced data: {kind}"] += 1
         self.disk = self.disk.after_crash(kind, self.world)
         if self.restarts:
             self.world.after(self.world.between(20_000, 600_000), self._supervisor, self._start_again)
 
     def _start_again(self) -> None:
         if self.world.chance(0.1) and self.check.faulty:
-            self.disk.fuse = self.world.between(0, 60)
+            # Half of them while it recovers, which takes few calls.
+            self.disk.fuse = self.world.between(0, self.world.random.choice((10, 60)))
         elif self.world.chance(0.03) and self.check.faulty:
             self.disk.errors = self.world.between(0, 30)
         self.start()

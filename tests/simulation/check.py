@@ -13,7 +13,6 @@ from kyogo_broker.core.queue import Queue
 from kyogo_broker.core.shard import Shard
 from kyogo_broker.core.step import Step
 from kyogo_broker.engine import Engine
-from kyogo_broker.journal import codec
 from kyogo_broker.journal.base import Journal, Part
 from kyogo_broker.journal.loading import load
 from kyogo_broker.model.commands import (
@@ -30,6 +29,7 @@ from kyogo_broker.model.commands import (
 )
 from kyogo_broker.model.effects import (
     AttachDone,
+    AttachRefused,
     Deliver,
     Effect,
     EndStream,
@@ -57,8 +57,9 @@ from tests.simulation.network import Edge
 from tests.simulation.shadow import Shadow, Written
 from tests.simulation.world import ViolationError, World
 
-EVERYTHING_EVERY = 16
-"""Turns."""
+LOOKED_AT_A_TURN = 16
+"""Waiting messages that a turn's look at the shard's own books may cost: a short queue is looked at after every turn that
+touched it or the next one, a long one after so many that looking costs little beside living. Restarts look at everything."""
 SUSPECT_INTERVALS = {"consumer_suspect": 3, "consumer_failed": 10}
 SCHEDULING_US = 60_000
 """Delays of the broker below 50 ms are not counted as its own stall."""
@@ -92,7 +93,9 @@ class Check:
         self._intervals: dict[int, int] = {}
         self._turns = 0
         self._touched: set[int] = set()
-        """Queues of the facts since the last look."""
+        """Queues of the facts since they were looked at last."""
+        self._look_at: dict[int, int] = {}
+        """The turn from which on a queue is to be looked at again; that of all of them under 0."""
         self._before: Mapping[type, Callable[[Any, Now], None]] = {
             Publish: self._publish, Settle: self._settle, Started: self._started, StreamEnded: self._ended,
             Detach: self._detach,
@@ -110,6 +113,8 @@ class Check:
         self.ledger.life += 1
         self.ledger.sessions.clear()
         self.ledger.asked.clear()
+        self.ledger.decided.clear()
+        self.ledger.void.clear()
         self._edges.clear()
         self._frozen.clear()
 
@@ -176,13 +181,15 @@ class Check:
                     self._deliver(shard, effect, now)
                 case AttachDone() if isinstance(command, Attach):
                     self._attached(command, effect)
+                case AttachRefused():
+                    self.cover[f"attach: {effect.refusal.code.name}"] += 1
                 case EndStream() if isinstance(command, Attach):
                     self.cover["taken over"] += 1
                     self.ledger.sessions[effect.port].ended = True
                 case Notice() if effect.event in SUSPECT_INTERVALS:
                     self._silent(effect)
                 case PublishDone() if effect.refusal is None:
-                    self.ledger.requests[effect.tag].gone = False
+                    self.ledger.accepted(effect)
                 case ExtendDone() if isinstance(command, Extend):
                     self._extended(command, effect, now)
         if type(command) is Tick and self._touched:
@@ -211,19 +218,29 @@ class Check:
         self.cover[f"notice: {notice.event}"] += 1
 
     def _check_turn(self, shard: Shard) -> None:
-        """All that the facts of a turn have touched, and from time to time everything."""
-        state = shard._state
+        """What the facts of a turn have touched, and from time to time everything, each at most as often as it is short."""
+        state, look_at = shard._state, self._look_at
         self._turns += 1
-        if self._turns % EVERYTHING_EVERY == 0:
+        turns = self._turns
+        if turns >= look_at.get(0, 0):
             state.check_invariants()
-        state.leases.check_invariants()
-        for consumer in state.consumers.values():
-            consumer.check_invariants()
-        for queue_id in self._touched:
+            self._touched.clear()
+            waiting = sum(queue.ready_count for queue in state.queues.values())
+            look_at[0] = turns + 16 + waiting // LOOKED_AT_A_TURN
+            return
+        for queue_id in tuple(self._touched):
+            if turns < look_at.get(queue_id, 0):
+                continue
+            self._touched.discard(queue_id)
             queue = state.queues.get(queue_id)
-            if queue is not None:
-                queue.check_invariants()
-        self._touched.clear()
+            if queue is None:
+                continue
+            queue.check_invariants()
+            look_at[queue_id] = turns + 2 + queue.ready_count // LOOKED_AT_A_TURN
+            for member in queue.members.values():
+                member.consumer.check_invariants()
+        if turns % 4 == 0:
+            state.leases.check_invariants()
 
     # Commands.
 
@@ -413,28 +430,3 @@ class Check:
         given = self.ledger.given[request.fence]
         if not given.track.gone and given.track.delivery is not given:
             raise ViolationError(f"I20: publishes of fence {given.fence} are stored, its message is delivered again")
-
-
-class WatchedShard(Shard):
-    """A shard that tells of every step."""
-
-    check: ClassVar[Check]
-
-    def handle(self, command: Command, now: Now) -> Step:
-        self.check.before(command, now)
-        step = super().handle(command, now)
-        self.check.after(self, command, step, now)
-        return step
-
-    def open(self, epoch: int, now: Now) -> Step:
-        self.check.recovered(self)
-        return super().open(epoch, now)
-
-
-def watched_encode(facts: Sequence[Fact]) -> list[Part]:
-    """As the codec's, and remembers what it was."""
-    Check.encoding = tuple(facts)
-    return codec.encode(facts)
-
-
-__all__ = ["Check", "WatchedShard", "watched_encode"]

@@ -21,6 +21,7 @@ from tests.simulation.network import Link
 from tests.simulation.world import Actor, World
 
 QUEUES = ("plain", "strict", "quick", "scratch")
+COUNTED_EVERY_US = 20_000
 QUICK = RetrySettings(initial_ms=40, max_ms=1_500)
 SETTINGS = {
     "plain": QueueSettings(visibility_timeout_ms=1_500, retry=QUICK),
@@ -46,10 +47,20 @@ class Shared:
         self.cover = ledger.cover
         self.operations = 0
         """That clients sent: requests and parts of consumers' frames, heartbeats aside."""
+        self.backlog = 0
+        """Messages that wait, with which producers pause: a deep backlog is another history than a shallow one."""
         self.calm = False
         """From then on everybody behaves, and nothing new is begun."""
         self._tags = 0
         self._messages = 0
+        self._counted_at = self._waiting = 0
+
+    def has_enough(self) -> bool:
+        """Whether producers pause."""
+        engine, now = self.broker.engine, self.world.now
+        if engine is not None and now >= self._counted_at + COUNTED_EVERY_US:
+            self._counted_at, self._waiting = now, engine._shard.messages()
+        return self._waiting >= self.backlog
 
     def request(self, queue: str) -> Request:
         """A new batch for a queue."""
@@ -146,7 +157,7 @@ class Publisher(Client):
             if self._done and world.chance(0.04):
                 self.shared.cover["resend of what was answered"] += 1
                 self._send(self._done[-world.between(1, min(4, len(self._done)))])
-            elif len(self.outstanding) < self.window:
+            elif len(self.outstanding) < self.window and not self.shared.has_enough():
                 self._publish()
         world.after(self.pace_us // 2 + int(world.random.random() * self.pace_us), self.actor, self._turn)
 

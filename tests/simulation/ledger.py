@@ -172,6 +172,10 @@ class Ledger:
         """What each (port, fence) still waits to hear about."""
         self.purged: set[tuple[str, int]] = set()
         """(queue, offset)."""
+        self.decided: dict[int, PublishDone] = {}
+        """Answers of this life that were not released yet, by identity."""
+        self.void: set[int] = set()
+        """Those of them that tell of a queue which was deleted meanwhile."""
         self.settled = Counter[str]()
         self.last_fence = 0
 
@@ -242,6 +246,7 @@ class Ledger:
                 request.gone, request.answer = True, None
         self.purged = {entry for entry in self.purged if entry[0] != queue}
         self.rules.pop(queue, None)
+        self.void |= {key for key, done in self.decided.items() if self.requests[done.tag].queue == queue}
 
     def delayed(self, fence: int, due_ms: int) -> None:
         """A delivery ended, and its message waits."""
@@ -250,9 +255,18 @@ class Ledger:
 
     # What the broker answers.
 
+    def accepted(self, done: PublishDone) -> None:
+        """A publish is stored, or was; nobody knows yet."""
+        self.requests[done.tag].gone = False
+        self.decided[id(done)] = done
+
     def published(self, done: PublishDone) -> None:
         """A publish was answered."""
         request = self.requests[done.tag]
+        self.decided.pop(id(done), None)
+        if id(done) in self.void:
+            self.void.remove(id(done))
+            return
         if done.refusal is not None:
             request.refusals += 1
             self.cover[f"publish: {done.refusal.code.name}"] += 1

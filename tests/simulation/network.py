@@ -3,7 +3,7 @@
 A stream keeps its order. What it carries can be late, and is lost with it; either side may not notice for long.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Protocol
 
@@ -36,6 +36,9 @@ class Host(Protocol):
 
     engine: Engine | None
     process: Actor
+    cover: Counter[str]
+    grain: int
+    """Microseconds: what comes within so many comes at once."""
 
     def accept(self, link: "Link") -> None:
         """A stream was opened."""
@@ -54,6 +57,8 @@ class Link:
         self.up_cut = self.down_cut = False
         """Nothing comes through any more, and nobody is told."""
         self.latency = world.between(50, 1_500)
+        self.grain = host.grain
+        self.cover = host.cover
         self.slow_until = 0
         self._up_at = self._down_at = 0
         self._batch: list[Effect | str] = []
@@ -62,13 +67,16 @@ class Link:
 
     def send(self, frame: Frame, size: int = 0) -> None:
         """Client to broker."""
-        if not self.up_cut:
+        if self.up_cut:
+            self.cover["frame to the broker lost with its stream"] += 1
+        else:
             self._up_at = self._arrival(self._up_at)
             self.world.at(self._up_at, self.host.process, self._up, frame, size)
 
     def deliver(self, effect: Effect | str) -> None:
         """Broker to client; what is sent at one instant travels together."""
         if self.down_cut:
+            self.cover["frame to a client lost with its stream"] += 1
             return
         if self._batch_at != self.world.now:
             self._batch, self._batch_at = [], self.world.now
@@ -112,15 +120,20 @@ class Link:
     def _arrival(self, last: int) -> int:
         world = self.world
         when = world.now + self.latency + int(world.random.random() * self.latency)
-        return max(last, when, self.slow_until)
+        when = max(last, when, self.slow_until)
+        return when + -when % self.grain
 
     def _up(self, frame: Frame, size: int) -> None:
-        if self.edge is not None:
+        if self.edge is not None and not self.edge.over:
             self.edge.receive(frame, size)
+        else:
+            self.cover["frame to the broker lost with its stream"] += 1
 
     def _down(self, effects: Sequence[Effect | str]) -> None:
         if not self.over:
             self.peer.receive(self, effects)
+        else:
+            self.cover["frame to a client lost with its stream"] += 1
 
     def _hung_up(self) -> None:
         if self.edge is not None:

@@ -7,14 +7,13 @@ Some of what a shard knows may differ and mean the same: what has become due may
 ready, ranges may be cut differently. A *picture* is what is left when that is evened out.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 from kyogo_broker.core.limits import ShardConfig
 from kyogo_broker.core.shard import Shard
-from kyogo_broker.model.facts import Fact
+from kyogo_broker.model.facts import Fact, Opened
 from kyogo_broker.model.states import RedeliveryReason
-from kyogo_broker.recovery import queue_section, restore, shard_section
 from tests.simulation.world import ViolationError
 
 Picture = dict[str, Any]
@@ -37,6 +36,8 @@ class Shadow:
         self.sequence = 0
         """Of the last record taken in."""
         self.under_way: Written | None = None
+        self._pictures: dict[int, Picture] = {}
+        """Of the queues that no record has touched since they were made."""
 
     def appending(self, record: Written) -> None:
         """It is handed to the journal."""
@@ -52,19 +53,19 @@ class Shadow:
 
     def check_live(self, live: Shard, pending: Sequence[Fact], position: int) -> None:
         """The state of a process at its end is what it has written, and what it was about to write."""
-        expected = self._empty()
-        sections = [shard_section(self.shard, self.sequence)]
-        sections += [
-            s for n in self.shard.queue_ids() if (s := queue_section(self.shard, n, self.sequence)) is not None
-        ]
-        restore(expected, tuple(sections))
         under_way = self.under_way
+        facts = [*(under_way.facts if under_way is not None else ()), *pending]
+        # A shard of its own for what these touch; the rest is as the records left it.
+        touched = _touched(facts, self.shard)
+        expected = self._copy(touched)
         if under_way is not None:
             expected.replay(under_way.sequence, under_way.position, list(under_way.facts))
         if pending:
             last = self.sequence if under_way is None else under_way.sequence
             expected.replay(last + 1, position, list(pending))
-        _compare("live", live, "its records", expected)
+        theirs = {number: self._picture(number) for number in self.shard.queue_ids() if number not in touched}
+        theirs |= {number: _queue_picture(expected, number) for number in expected.queue_ids()}
+        _compare("live", live, "its records", expected.snapshot_shard(), theirs)
 
     def check_recovered(self, shard: Shard, sequence: int) -> None:
         """What was restored, up to the record `sequence`, is what was durable."""
@@ -73,22 +74,52 @@ class Shadow:
         self.under_way = None
         if sequence != self.sequence:
             raise ViolationError(f"I1: the journal ends with record {sequence}, durable were {self.sequence}")
-        _compare("restored", shard, "all records", self.shard)
+        theirs = {number: self._picture(number) for number in self.shard.queue_ids()}
+        _compare("restored", shard, "all records", self.shard.snapshot_shard(), theirs)
 
     def _take(self, record: Written) -> None:
+        for number in _touched(record.facts, self.shard):
+            self._pictures.pop(number, None)
         self.shard.replay(record.sequence, record.position, list(record.facts))
         self.sequence = record.sequence
+
+    def _picture(self, queue_id: int) -> Picture:
+        found = self._pictures.get(queue_id)
+        if found is None:
+            found = self._pictures[queue_id] = _queue_picture(self.shard, queue_id)
+        return found
+
+    def _copy(self, queue_ids: Collection[int]) -> Shard:
+        """Another shard that knows the same of these queues, on the way of a checkpoint without its bytes."""
+        copy = self._empty()
+        copy.restore_shard(self.sequence, self.shard.snapshot_shard())
+        for queue_id in queue_ids:
+            found = self.shard.snapshot_queue(queue_id)
+            if found is not None:
+                copy.restore_queue(queue_id, self.sequence, *found)
+        return copy
 
     def _empty(self) -> Shard:
         return Shard(ShardConfig(auto_create=True), seed=0, stretch=self._stretch)
 
 
-def _compare(one: str, first: Shard, other: str, second: Shard) -> None:
-    ours, theirs = _picture(first), _picture(second)
-    if ours != theirs:
-        names = [name for name in ours | theirs if ours.get(name) != theirs.get(name)]
-        told = "; ".join(_difference(name, ours.get(name), theirs.get(name)) for name in names)
-        raise ViolationError(f"I15: {one} and {other} differ: {told:.1500}")
+def _touched(facts: Sequence[Fact], shard: Shard) -> set[int]:
+    """Queues whose state facts change; the begin of an epoch ends the leases of all."""
+    touched = {getattr(fact, "queue_id", 0) for fact in facts}
+    if any(type(fact) is Opened for fact in facts):
+        touched.update(shard.queue_ids())
+    return touched - {0}
+
+
+def _compare(one: str, first: Shard, other: str, shard: dict[str, Any], queues: dict[int, Picture]) -> None:
+    ours = {number: _queue_picture(first, number) for number in first.queue_ids()}
+    if ours == queues and first.snapshot_shard() == shard:
+        return
+    told = [
+        _difference(f"queue {n}", ours.get(n), queues.get(n)) for n in ours | queues if ours.get(n) != queues.get(n)
+    ]
+    told.append(_difference("shard", first.snapshot_shard(), shard))
+    raise ViolationError(f"I15: {one} and {other} differ: {'; '.join(told):.1500}")
 
 
 def _difference(name: str, ours: Any, theirs: Any) -> str:
@@ -98,16 +129,10 @@ def _difference(name: str, ours: Any, theirs: Any) -> str:
     return f"{name}: {ours} / {theirs}"
 
 
-def _picture(shard: Shard) -> Picture:
-    picture: Picture = {"shard": shard.snapshot_shard()}
-    for queue_id in shard.queue_ids():
-        found = shard.snapshot_queue(queue_id)
-        assert found is not None
-        picture[f"queue {queue_id}"] = _queue_picture(*found)
-    return picture
-
-
-def _queue_picture(state: dict[str, Any], settings: object) -> Picture:
+def _queue_picture(shard: Shard, queue_id: int) -> Picture:
+    found = shard.snapshot_queue(queue_id)
+    assert found is not None
+    state, settings = found
     waiting: dict[int, int] = {}
     for first, last, reason in _rows(state.pop("returned"), 3):
         waiting |= dict.fromkeys(range(first, last + 1), reason)

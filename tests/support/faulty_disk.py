@@ -185,6 +185,10 @@ class FaultyDisk(Files):
         """Files that somebody has open."""
         return len(self._open)
 
+    def unsynced(self) -> bool:
+        """Whether a crash could lose anything."""
+        return bool(self.names_pending) or any(inode.pending for inode in self.names_now.values())
+
     def _change(self, call: str) -> None:
         self.before(call)
 

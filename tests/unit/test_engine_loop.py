@@ -1,7 +1,7 @@
 """Time in which the broker itself stood still is nobody's silence, wherever in the loop it happened."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from typing import Any, cast
 
@@ -42,7 +42,13 @@ class StubShard:
         self.takes_ms = 0
         self.on_heartbeat: Callable[[], object] = lambda: None
         self.facts: list[FencesReserved] = []
+        self.unread: list[Command] = []
+        """What was said to have come, before the tick of a turn that did not get to it."""
         self._clock = clock
+
+    def hear(self, commands: Iterable[Command], now: Now) -> Step:
+        self.unread += commands
+        return Step()
 
     def begin(self, *, position: int, now: Now, stalled_ms: int = 0) -> None:
         self.stalled_ms += stalled_ms
@@ -179,3 +185,16 @@ async def test_a_busy_loop_reads_on_while_the_thread_commits(bench: Bench) -> No
 async def test_after_a_slow_commit_the_thread_does_them_for_a_while(bench: Bench) -> None:
     in_place = await committed_in_place(bench, sleeps_ms=2, takes_ms=[100] + [1] * (THREADED_COMMITS + 2))
     assert in_place == [True] + [False] * THREADED_COMMITS + [True] * 2
+
+
+async def test_what_a_full_turn_leaves_in_the_inbox_was_heard(bench: Bench) -> None:
+    bench.shard.takes_ms = STALL_MS
+    commands = [Heartbeat(port, 1) for port in (1, 2, 3)]
+    for command in commands:
+        bench.engine.submit_now(command)
+    running = asyncio.create_task(bench.engine.run())
+    await bench.turns(1)
+    bench.shard.takes_ms = 0
+    assert bench.shard.unread[:2] == commands[1:]
+    await bench.engine.stop()
+    await running

@@ -7,7 +7,7 @@ what is durable is a fact that goes through `State.apply`. The engine makes the 
 effects; `Tick` comes last in each of its turns and does what time and room allow: expiry, redelivery, dispatch.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from kyogo_broker.core.consumers import Consumer
@@ -135,6 +135,15 @@ class Shard:
         if port is not None and port in state.consumers and type(command) is not StreamEnded:
             self._sessions.heard(port, now)
         self._handlers[type(command)](command, now)
+        return step
+
+    def hear(self, commands: Iterable[Command], now: Now) -> Step:
+        """These have come and are handled in a later turn: whoever sent them is not silent meanwhile."""
+        state = self._state
+        step = state.step = Step()
+        for port in {getattr(command, "port", None) for command in commands if type(command) is not StreamEnded}:
+            if port in state.consumers:
+                self._sessions.heard(port, now)
         return step
 
     def open(self, epoch: int, now: Now) -> Step:

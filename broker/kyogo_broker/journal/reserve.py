@@ -10,6 +10,7 @@ third, as the file system need not note each one. Once records are appended that
 import errno
 from collections import deque
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 
 from kyogo_broker.journal.directory import Directory, Meta
@@ -140,12 +141,13 @@ def make_segment(files: Files, directory: Directory, header: Header, *, zeros: b
                 files.write(file, [ZEROS[: header.size - at]], at)
         files.write(file, [packed], 0)
         files.sync(file)
+        files.rename(path, directory.of(segment_name(header.number)))
+        directory.sync()
     except OSError:
         files.close(file)
-        files.unlink(path)
+        with suppress(FileNotFoundError):
+            files.unlink(path)
         raise
-    files.rename(path, directory.of(segment_name(header.number)))
-    directory.sync()
     parsed = Header.parse(packed)
     assert parsed is not None
     return Segment(file, parsed)

@@ -63,9 +63,10 @@ MIN_FREE_PERCENT = 5
 class SegmentSettings:
     """Sizes of a segment log. They may change from one opening to the next."""
 
-    segment_bytes: int = 48 << 20
+    segment_bytes: int = 40 << 20
     """Of a file: the smaller, the sooner one can be freed; the larger, the fewer there are. The active one and those
-    that lie ready are on the disk whatever the journal holds."""
+    that lie ready are on the disk whatever the journal holds. With what is not freed yet after two late checkpoints,
+    that is to stay below 256 MB."""
     max_record_bytes: int = 16 << 20
     """Largest payload of a record."""
     reserve_segments: int = 2

@@ -18,6 +18,8 @@ MMAP_THRESHOLD_BYTES = 16 << 20
 for each request of 256 KiB, which costs ten times what reading it does."""
 TRIM_THRESHOLD_BYTES = 64 << 20
 """So much freed memory is kept for the next frames instead of being given back."""
+TRIM_EVERY = 20
+"""Checks of a memory that is high, from one attempt to the next to give back what is free in it."""
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 
@@ -36,6 +38,7 @@ class Process:
     def __init__(self, memory_limit_bytes: int | None = None) -> None:
         self._process = psutil.Process()
         _raise_file_limit()
+        self._checked_high = 0
         self.memory_limit_bytes = _default_limit() if memory_limit_bytes is None else memory_limit_bytes
 
     def rss_bytes(self) -> int:
@@ -47,7 +50,13 @@ class Process:
         return self._process.num_threads()
 
     def memory_high(self) -> bool:
-        """Whether publishes must be refused."""
+        """Whether publishes must be refused; what is only kept by the allocator is given back before."""
+        if self.rss_bytes() <= self.memory_limit_bytes:
+            self._checked_high = 0
+            return False
+        if self._checked_high % TRIM_EVERY == 0:
+            give_back()
+        self._checked_high += 1
         return self.rss_bytes() > self.memory_limit_bytes
 
 
@@ -59,6 +68,13 @@ def tune_memory() -> None:
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES)
         mallopt(_M_TRIM_THRESHOLD, TRIM_THRESHOLD_BYTES)
+
+
+def give_back() -> None:
+    """Return free memory to the system, holes between used blocks included: what a burst left in pieces."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform.startswith("linux") else None
+    if trim is not None:
+        trim(0)
 
 
 def tune_threads() -> None:

@@ -154,11 +154,19 @@ def _limit_last_word() -> None:
 async def _guarded(context: Context, run: Callable[[Context], Awaitable[_T]]) -> _T:
     """Run an rpc; whatever it raises becomes the status, and no traceback reaches the client."""
     try:
+        return await _with_status(context, run)
+    except grpc.aio.InternalError:
+        # A peer that goes away in the middle of a write is no fault of ours, and no line of the log.
+        raise asyncio.CancelledError from None
+
+
+async def _with_status(context: Context, run: Callable[[Context], Awaitable[_T]]) -> _T:
+    try:
         try:
             return await run(context)
         finally:
             _limit_last_word()
-    except (asyncio.CancelledError, grpc.aio.AbortError):
+    except (asyncio.CancelledError, grpc.aio.AbortError, grpc.aio.InternalError):
         raise
     except RefusedError as error:
         await status.abort(context, error.refusal)

@@ -63,6 +63,9 @@ MAX_WATCHES = 100
 """Calls of WatchStats: a screen for everybody who may look."""
 MAX_WAITING_ITEMS = 1 << 16
 """Results and ranges that wait to be written to one consumer, 200 B each; above it nothing more is read of him."""
+MAX_UNREAD_BYTES = 512 << 20
+"""Of messages that wait to be written to all consumers together: eight with the largest prefetch who do not read, or a
+thousand who are one frame behind. Beyond it the slowest is lost, see `unread`."""
 MAX_CONNECTIONS = 10_000
 """In all; each takes a file, and 15 KB."""
 SPARE_FILES = 256

@@ -25,16 +25,18 @@ from kyogo_broker.server.limits import (
     MAX_CONTROL_BYTES,
     MAX_FRAME_BYTES,
     MAX_RECEIVE_BYTES,
+    MAX_UNREAD_BYTES,
     SPARE_FILES,
     STREAM_SLOTS_SPARE,
     Limits,
 )
 from kyogo_broker.server.publish import PublishCalls, PublishStream
-from kyogo_broker.server.session import ConsumeStream
+from kyogo_broker.server.session import UNREAD_PREFETCHES, ConsumeStream
 from kyogo_broker.server.standard import HEALTH_SERVICE, REFLECTION_SERVICES, Health, Reflection
 from kyogo_broker.server.status import Context
 from kyogo_broker.server.stream import Stream
 from kyogo_broker.server.turnstile import Turnstile
+from kyogo_broker.server.unread import Unread
 
 BACK_IN_MS = 2_000
 """When a client is to come back to a broker that stops: a restart takes about as long."""
@@ -88,6 +90,9 @@ class Server:
         self._admission = Admission(limits)
         self._calls = Calls(engine)
         self._turnstile = Turnstile()
+        self._unread = Unread(
+            max(MAX_UNREAD_BYTES, UNREAD_PREFETCHES * (limits.max_prefetch_bytes + limits.max_message_bytes))
+        )
         self._open: dict[int, tuple[Stream, str]] = {}
         self._stopping = False
         self._closing = asyncio.Event()
@@ -179,7 +184,7 @@ class Server:
         await self._serve(PublishStream(self._engine, self._limits, self._turnstile), context)
 
     async def _consume(self, context: Context) -> None:
-        stream = ConsumeStream(self._engine, self._limits, self._identity, self._clock, self._turnstile)
+        stream = ConsumeStream(self._engine, self._limits, self._identity, self._clock, self._turnstile, self._unread)
         await self._serve(stream, context)
 
     async def _serve(self, stream: Stream, context: Context) -> None:

@@ -8,7 +8,9 @@
 Everything that waits when the writer is free goes into as few frames as possible: that is the batching of
 deliveries and answers, and it needs no timer. What waits is bounded: answers by not reading on while too many of them
 wait, deliveries by the prefetch, unless leases run out while nothing is read. So a consumer for whom more than twice
-its prefetch waits, or whom nothing could be written for a minute, is lost, however lively its heartbeats.
+its prefetch waits, or whom nothing could be written for a minute, is lost, however lively its heartbeats, and so is the
+slowest when too much waits for all of them. Lost means at once: what waits is forgotten, what it held goes to others;
+only its stream may live on for some seconds, in which it is told.
 """
 
 import asyncio
@@ -25,6 +27,7 @@ from kyogo_broker.server.limits import HEAVY_COST_BYTES, MAX_WAITING_ITEMS, UNRE
 from kyogo_broker.server.status import Context, OrderError
 from kyogo_broker.server.stream import Stream, StreamClosedError
 from kyogo_broker.server.turnstile import Turnstile
+from kyogo_broker.server.unread import Unread
 
 MAX_WAITING_EFFECTS = 4_096
 """Above it nothing more is read: a consumer that asks and asks and does not read the answers waits for
@@ -49,8 +52,10 @@ class ConsumeStream(Stream):
         identity: Identity,
         clock: Clock,
         turnstile: Turnstile | None = None,
+        unread: Unread | None = None,
     ) -> None:
         super().__init__(engine, turnstile)
+        self._unread = Unread() if unread is None else unread
         self._limits = limits
         self._identity = identity
         self._clock = clock
@@ -65,16 +70,17 @@ class ConsumeStream(Stream):
         self._greeted = False
         """`attached` was written: only now anything else may be."""
         self._outbox: list[Effect] = []
+        self._leaving: list[Effect] = []
+        """What the writer is at, and what waits behind it."""
         self._waiting_items = 0
-        """Results and ranges in the outbox."""
-        self._waiting_bytes = 0
-        """Of the messages in it."""
+        """Results and ranges in both."""
         self._prefetch_bytes = 0
         """The most it was ever granted."""
         self._detached = False
         self._end: EndStream | AttachRefused | None = None
         self._told = False
         """The shard was told that this stream is over, or need not be."""
+        self._given_up = False
         self._beat_due = False
         self._beats = 0
         self._echo = 0
@@ -91,14 +97,25 @@ class ConsumeStream(Stream):
         elif isinstance(effect, EndStream | AttachRefused):
             self._end = effect
             self._end_soon()
-        else:
+        elif not self._given_up:
             self._outbox.append(effect)
             self._waiting_items += wire.items_of(effect)
             if isinstance(effect, Deliver):
-                self._waiting_bytes += sum(len(run.wire) for run in effect.runs)
-                if self._waiting_bytes > self._waiting_bytes_max():
-                    self._unread()
+                self._unread.add(self, sum(len(run.wire) for run in effect.runs))
+                if self._unread.waiting(self) > self._waiting_bytes_max():
+                    self.give_up()
         self._wake.set()
+
+    def writing_since(self) -> float | None:
+        """When the frame that is under way was begun; None: none is, or the consumer is lost already."""
+        return None if self._given_up else self._writing_since
+
+    def give_up(self) -> None:
+        """Lose a consumer that does not read: others get its work now, not when its stream is over."""
+        self._given_up = True
+        self._forget()
+        self._tell()
+        self._fail(StreamClosedError(_UNREAD))
 
     def close(self, refusal: Refusal) -> None:
         """End the stream because the broker stops; nobody is charged, so the shard is not told of a loss."""
@@ -119,13 +136,13 @@ class ConsumeStream(Stream):
                 await self._submit(frame.commands, max(frame.cost, PORT_BYTES_MAX))
         if frame.answers or frame.heartbeat:
             self._wake.set()
-        return self._detached or self._over
+        return self._detached or self._over or self._given_up
 
     async def _submit(self, commands: Sequence[Command], cost: int) -> None:
         """Give a frame to the engine; one that weighs as much as may wait there is handled when this returns."""
         last = len(commands) - 1
         for number, command in enumerate(commands):
-            if self._over:
+            if self._over or self._given_up:
                 return
             self._detached = isinstance(command, Detach)
             if isinstance(command, SetPrefetch):
@@ -161,12 +178,14 @@ class ConsumeStream(Stream):
             await self._write(context, wire.attached(self._attached, self._identity, self._limits))
         if self._greeted and self._attach is not None:
             effects, self._outbox = self._outbox, []
-            items, octets = self._waiting_items, self._waiting_bytes
+            self._leaving = effects
+            items, octets = self._waiting_items, self._unread.waiting(self)
             limit = self._attach.max_frame_bytes
             for frame in wire.frames(effects, first=self._heartbeat(), max_frame_bytes=limit):
                 await self._write(context, frame)
             self._waiting_items -= items
-            self._waiting_bytes -= octets
+            if not self._given_up:
+                self._unread.remove(self, octets)
             self._room.set()
             if self._outbox:
                 return False
@@ -206,12 +225,15 @@ class ConsumeStream(Stream):
 
     def _ended(self) -> None:
         self._timer.cancel()
+        self._forget()
         # Also after a detach or an end that the shard asked for: it may not have come to it, and twice does
         # no harm.
         self._tell()
 
-    def _unread(self) -> None:
-        self._fail(StreamClosedError(_UNREAD))
+    def _forget(self) -> None:
+        self._outbox.clear()
+        self._leaving.clear()
+        self._unread.remove(self, self._unread.waiting(self))
 
     def _tell(self) -> None:
         if not self._told:
@@ -224,7 +246,7 @@ class ConsumeStream(Stream):
             self._fail(OrderError(f"nothing attached within {ATTACH_WITHIN_SECONDS:.0f} s: attach, or close"))
             return
         if self._writing_since is not None and self._loop.time() - self._writing_since >= UNREAD_SECONDS:
-            self._unread()
+            self.give_up()
             return
         if self._greeted and idle >= HEARTBEAT_AFTER_SECONDS:
             self._beat_due = True

@@ -9,6 +9,7 @@ from random import Random
 import google_crc32c
 import pytest
 
+from kyogo_broker.checkpointing import CHECKPOINT_BYTES
 from kyogo_broker.journal.base import Section
 from kyogo_broker.journal.lane import InlineLane
 from kyogo_broker.journal.segment_file import Header, Segment
@@ -84,6 +85,13 @@ def test_sizes_may_change_from_one_opening_to_the_next() -> None:
 def test_settings_that_cannot_work_are_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="must"):
         SegmentSettings(**{**SIZES, **wrong})
+
+
+def test_a_journal_without_live_messages_stays_small_although_checkpoints_are_late() -> None:
+    settings = SegmentSettings()
+    standing = (1 + settings.reserve_segments) * settings.segment_bytes
+    begun = settings.segment_bytes - settings.max_record_bytes
+    assert standing + begun + 3 * CHECKPOINT_BYTES <= 256_000_000
 
 
 def test_figures() -> None:

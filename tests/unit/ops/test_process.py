@@ -15,6 +15,22 @@ def test_memory_is_high_above_the_limit_only() -> None:
     assert Process().memory_limit_bytes > 1 << 28
 
 
+def test_free_memory_in_pieces_is_given_back_before_publishes_are_refused() -> None:
+    """Each second small block stays: what is free between them cannot go by itself."""
+    tune_memory()
+    process = Process(memory_limit_bytes=1 << 60)
+    before = process.rss_bytes()
+    blocks = [bytes(100_000) for _ in range(1_000)]
+    kept = blocks[::2]
+    del blocks
+    process.memory_limit_bytes = before + len(kept) * 100_000 * 5 // 4
+    assert process.rss_bytes() > process.memory_limit_bytes
+    assert not process.memory_high()
+    process.memory_limit_bytes = before
+    assert process.memory_high()
+    assert len(kept) == 500
+
+
 def test_a_containers_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "memory.max"
     monkeypatch.setattr(process, "_CGROUP_LIMIT", file)
