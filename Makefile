@@ -6,6 +6,8 @@ VENV ?= .venv
 # Passed on to `broker serve`, to pytest, and to the benchmark.
 ARGS ?=
 PYTEST_ARGS ?=
+# Test processes side by side; a file is one process's work.
+JOBS ?= 2
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -29,7 +31,7 @@ run: setup ## start a broker with default ports and data (ARGS= for `broker serv
 	$(BIN)/broker serve $(ARGS)
 
 test: setup ## run the tests (PYTEST_ARGS='-k fence -x' for some)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
 
 check: setup ## everything CI holds: style, types, layers, wire contract, tests
 	$(BIN)/ruff check .

@@ -98,6 +98,8 @@ class Report:
     """Messages that each stream got."""
     frames: int = 0
     """Received."""
+    rss: list[int] = field(default_factory=list)
+    """Bytes of its own memory, once a second, where that is what is measured."""
 
 
 def channel_to(target: str) -> grpc.aio.Channel:

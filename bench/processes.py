@@ -24,14 +24,14 @@ from typing import IO, Any, Final, Self
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
-from bench.deep.jobs import Churn, Ping, Storm
+from bench.deep.jobs import Churn, Fill, Ping, Storm
 from bench.load import Consume, Produce, Report
 from bench.victim import Failover
 
 START_S: Final = 60.0
 """A server that is not ready by then has failed; a restart with a million messages is well below."""
-WORK_S: Final = 1800.0
-"""Longest time of one load process: a million requests one by one at 1,000 a second, and some."""
+WORK_S: Final = 3600.0
+"""Longest time of one load process: a million requests one by one at 500 a second, and some."""
 SCRAPE_S: Final = 30.0
 HOLDS_S: Final = 1.2
 """The watch writes down what it saw twice a second."""
@@ -40,13 +40,14 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 PR_SET_PDEATHSIG: Final = 1
 
 Progress = Callable[[int], None]
-Job = Produce | Consume | Failover | Ping | Churn | Storm
+Job = Produce | Consume | Failover | Ping | Churn | Fill | Storm
 MODULES: Final[dict[type, list[str]]] = {
     Produce: ["bench.load", "produce"],
     Consume: ["bench.load", "consume"],
     Failover: ["bench.failover"],
     Ping: ["bench.deep.ping"],
     Churn: ["bench.deep.churn"],
+    Fill: ["bench.deep.fill"],
     Storm: ["bench.deep.storm"],
 }
 """What runs a job."""
@@ -88,7 +89,7 @@ class Server:
         self.kind = kind
         self._watched = watched
         self._folder = Path(tempfile.mkdtemp(prefix=f"kyogo-bench-{kind}-"))
-        (self._folder / "data").mkdir()
+        self.data.mkdir()
         self._stderr = (self._folder / "stderr").open("w+b")
         self._process: subprocess.Popen[str] | None = None
         self.target = ""
@@ -96,6 +97,8 @@ class Server:
         self._ready_at = 0.0
         self.start_s = 0.0
         """How long the last start took."""
+        self.start_cpu_s = 0.0
+        """Of processor time."""
 
     def __enter__(self) -> Self:
         try:
@@ -115,7 +118,7 @@ class Server:
         """Start; seconds from the fork until it says that it is ready."""
         ready = self._folder / "ready"
         ready.unlink(missing_ok=True)
-        common = ["--listen", "127.0.0.1:0", "--data", str(self._folder / "data"), "--ready-file", str(ready)]
+        common = ["--listen", "127.0.0.1:0", "--data", str(self.data), "--ready-file", str(ready)]
         if self.kind == "probe":
             command = ["bench.probe", *common]
         else:
@@ -131,6 +134,7 @@ class Server:
         said = json.loads(ready.read_text())
         self.target, self._http = said["listen"], said.get("http", "")
         self._ready_at = time.monotonic()
+        self.start_cpu_s = self.cpu_s()
         return self.start_s
 
     def stop(self, how: signal.Signals) -> float:
@@ -141,6 +145,11 @@ class Server:
             self._process.wait(START_S)
         self._process = None
         return time.monotonic() - began
+
+    @property
+    def data(self) -> Path:
+        """The data directory."""
+        return self._folder / "data"
 
     def rss_bytes(self) -> int:
         """Resident memory of the server and its children."""
@@ -153,7 +162,7 @@ class Server:
     def disk_bytes(self) -> int:
         """What the data directory takes of the disk, files made ready included."""
         total = 0
-        for path in (self._folder / "data").iterdir():
+        for path in self.data.iterdir():
             with contextlib.suppress(FileNotFoundError):
                 total += path.stat().st_blocks * 512
         return total

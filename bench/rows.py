@@ -27,6 +27,8 @@ RATE: Final = 500
 SETTLE_S: Final = 2.0
 """After a load, before memory is read."""
 MB: Final = 1e6
+SAY_S: Final = 60.0
+"""Between two words about a step that takes long, where there is no terminal."""
 
 Values = dict[str, list[float]]
 """By the figure's name."""
@@ -99,10 +101,21 @@ class Bench:
 
     @contextmanager
     def step(self, label: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
-        """A line of progress while it lasts."""
+        """A line of progress while it lasts; where there is no terminal, one a minute and one when it is over."""
         task = self._progress.add_task(label, total=total)
+        began = said = time.monotonic()
+
+        def update(done: int) -> None:
+            nonlocal said
+            self._progress.update(task, completed=done)
+            if not self._progress.console.is_terminal and time.monotonic() - said > SAY_S:
+                said = time.monotonic()
+                self.say(f"{label}: {done:,} of {total or 0:,} after {said - began:.0f} s")
+
         try:
-            yield lambda done: self._progress.update(task, completed=done)
+            yield update
+            if not self._progress.console.is_terminal:
+                self.say(f"{label}: {time.monotonic() - began:.1f} s")
         finally:
             self._progress.remove_task(task)
 

@@ -32,15 +32,24 @@ class Session:
         self._channel = channel_to(target)
         self._call: BytesCall = self._channel.stream_stream(SERVICE + "Consume")()
         self._writing = asyncio.Lock()
+        self._early: pb.ConsumeResponse | None = None
+        """The frame of `attached`, when it brought messages as well."""
 
-    async def attach(self, queue: str, prefetch: int) -> None:
-        """Open the session."""
-        subscription = pb.Subscription(queue=queue)
-        wish = pb.Prefetch(messages=prefetch)
-        await self.write(pb.ConsumeRequest(attach=pb.Attach(subscriptions=[subscription], prefetch=wish)))
+    async def attach(self, queue: str, prefetch: int, *, consumer_id: str = "", token: str = "") -> str:
+        """Open the session; its token, with which a consumer of the same id may take its place."""
+        attach = pb.Attach(
+            subscriptions=[pb.Subscription(queue=queue)],
+            prefetch=pb.Prefetch(messages=prefetch),
+            consumer_id=consumer_id,
+            session_token=token,
+        )
+        await self.write(pb.ConsumeRequest(attach=attach))
         answer = await self.read()
         if not answer.HasField("attached"):
             raise LoadError(f"no `attached`: {answer}")
+        if answer.deliveries:
+            self._early = answer
+        return answer.attached.session_token
 
     async def write(self, frame: pb.ConsumeRequest) -> None:
         """Send one frame."""
@@ -49,6 +58,9 @@ class Session:
 
     async def read(self) -> pb.ConsumeResponse:
         """The next frame."""
+        if self._early is not None:
+            early, self._early = self._early, None
+            return early
         raw = await self._call.read()
         if not isinstance(raw, bytes):
             raise LoadError(f"the stream ended: {await self._call.code()} {await self._call.details()}")

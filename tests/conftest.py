@@ -2,6 +2,12 @@
 
 import asyncio
 
+from hypothesis import settings
+
+# How long one example takes says more of the machine than of the code.
+settings.register_profile("kyogo", deadline=None)
+settings.load_profile("kyogo")
+
 
 def pytest_configure() -> None:
     # pytest-asyncio asks for "the current event loop" before there is one, and asyncio would make one that nobody

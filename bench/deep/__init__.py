@@ -6,8 +6,9 @@
     leaks.py       consumers and publishers come, go and are killed: everything returns to where it was
     holds.py       purges, storms of restarts and failures: how long the loop is held
     watched.py     the broker with a watch on its loop: which callback held it how long, and what it was doing
-    ping.py, churn.py, storm.py    load processes; jobs.py is what they are told
+    ping.py, churn.py, storm.py, fill.py    load processes; jobs.py is what they are told
 
-`python -m bench.deep` takes an hour; `--scale 0.1` runs with a tenth of the messages, `--rows backlog,stragglers` less.
-Every broker here is watched, which costs it about a microsecond a callback.
+`python -m bench.deep` takes an hour and a half; `--scale 0.1` runs with a tenth of the messages, `--rows
+backlog,stragglers` less.
+Every broker here but that of `leaks` is watched, which costs it about a microsecond a callback.
 """

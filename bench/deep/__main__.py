@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from bench.__main__ import WIDTH, check, document
-from bench.deep.backlog import backlog
+from bench.deep.backlog import backlog, engine
 from bench.deep.holds import holds
 from bench.deep.leaks import leaks
 from bench.deep.stragglers import idle, stragglers
@@ -21,9 +21,11 @@ from bench.processes import ChildError
 from bench.rows import Bench
 
 BACKLOG: Final = 10_000_000
+SINGLES: Final = 1_000_000
 ROWS: Final[dict[str, Callable[[Bench, float, float], list[Figure]]]] = {
     "backlog": lambda bench, scale, _: backlog(bench, int(BACKLOG * scale), batch=256, window=16),
-    "singles": lambda bench, scale, _: backlog(bench, int(BACKLOG * scale), batch=1, window=512),
+    "singles": lambda bench, scale, _: backlog(bench, int(SINGLES * scale), batch=1, window=512),
+    "engine": lambda bench, scale, _: engine(bench, int(BACKLOG * scale)),
     "stragglers": lambda bench, scale, _: stragglers(bench, scale),
     "idle": lambda bench, scale, _: idle(bench, scale),
     "leaks": lambda bench, _, minutes: leaks(bench, minutes),

@@ -1,4 +1,4 @@
-"""Churn: consumers attach, work, detach, are cut off and are killed; publishers come and go; nothing stays long.
+"""Churn: consumers attach, work, detach, are cut off, come back and are killed; publishers come and go.
 
 `python -m bench.deep.churn '{"target": ...}'` works for as long as it is told, then takes everything that is left, and
 prints one line of JSON: messages are those that were settled, frames the streams that were opened.
@@ -11,7 +11,7 @@ import multiprocessing
 import random
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from multiprocessing.process import BaseProcess
 from typing import Any, Final
 
@@ -27,8 +27,7 @@ LIFE_S: Final = 1.0
 PREFETCH: Final = 64
 BATCH: Final = 32
 BODY: Final = bytes(200)
-REST_S: Final = 2.0
-"""Without a message: the queue is empty."""
+RETRY_MS: Final = 100
 ENDED: Final = (LoadError, grpc.aio.AioRpcError, grpc.aio.UsageError, asyncio.InvalidStateError)
 
 
@@ -37,11 +36,23 @@ def name_of(number: int) -> str:
     return f"churn-{number}"
 
 
+@dataclass(slots=True)
+class Name:
+    """Who a consumer is, over all its streams."""
+
+    consumer_id: str = ""
+    token: str = ""
+    """Of its last stream; with it the next one may take that one's place."""
+
+
 class Worker:
     """One consumer stream that settles whatever comes, each frame in one of several ways."""
 
-    def __init__(self, target: str, report: Report, chance: random.Random, *, acks: float = 0.9) -> None:
+    def __init__(
+        self, target: str, report: Report, chance: random.Random, name: Name | None = None, *, acks: float = 0.9
+    ) -> None:
         self._session = Session(target)
+        self._name = Name() if name is None else name
         self._report = report
         self._chance = chance
         self._acks = acks
@@ -52,7 +63,9 @@ class Worker:
         """Attach, work until `life` is over, and leave, or be cut off."""
         self._report.frames += 1
         async with self._session.beating():
-            await self._session.attach(queue, self._chance.randrange(1, PREFETCH))
+            prefetch = self._chance.randrange(1, PREFETCH)
+            name = self._name
+            name.token = await self._session.attach(queue, prefetch, consumer_id=name.consumer_id, token=name.token)
             working = asyncio.create_task(self._work())
             await asyncio.wait((life, working), return_when=asyncio.FIRST_COMPLETED)
             if politely and not working.done():
@@ -69,20 +82,24 @@ class Worker:
         with contextlib.suppress(*ENDED, asyncio.CancelledError):
             while True:
                 frame = await self._session.read()
+                if frame.errors:
+                    raise RuntimeError(f"the broker complains: {frame.errors}")
                 ranges = [
                     pb.FenceRange(first=run.first_fence, last=run.first_fence + len(run.messages) - 1)
                     for run in frame.deliveries
                 ]
-                self._report.messages += sum(result.range.last - result.range.first + 1 for result in frame.settled)
+                done = [result.range for result in frame.settled if result.status == pb.SETTLE_STATUS_OK]
+                self._report.messages += sum(each.last - each.first + 1 for each in done)
                 if ranges:
                     self.heard_at = time.monotonic()
-                    settlement = pb.Settlement(outcome=self._outcome(), ranges=ranges, delay_ms=100)
-                    await self._session.write(pb.ConsumeRequest(settlements=[settlement]))
+                    await self._session.write(pb.ConsumeRequest(settlements=[self._settlement(ranges)]))
 
-    def _outcome(self) -> "pb.Outcome.ValueType":
+    def _settlement(self, ranges: list[pb.FenceRange]) -> pb.Settlement:
         if self._chance.random() < self._acks:
-            return pb.OUTCOME_ACK
-        return self._chance.choice((pb.OUTCOME_RELEASE, pb.OUTCOME_RETRY))
+            return pb.Settlement(outcome=pb.OUTCOME_ACK, ranges=ranges)
+        if self._chance.random() < 0.5:
+            return pb.Settlement(outcome=pb.OUTCOME_RELEASE, ranges=ranges)
+        return pb.Settlement(outcome=pb.OUTCOME_RETRY, ranges=ranges, delay_ms=RETRY_MS, error_type="Churn")
 
 
 class Churning:
@@ -99,19 +116,20 @@ class Churning:
     async def run(self) -> None:
         """Work until the time is over."""
         async with asyncio.TaskGroup() as group:
-            for _ in range(self._job.consumers):
-                group.create_task(self._consumers())
+            for number in range(self._job.consumers):
+                group.create_task(self._consumers(Name(f"consumer-{number}")))
             for _ in range(self._job.victims):
                 group.create_task(self._victims())
             for _ in range(self._job.publishers):
                 group.create_task(self._publishers())
 
     async def drain(self) -> None:
-        """Take what is left of every queue."""
-        for number in range(self._job.queues):
-            worker = Worker(self._job.target, self._report, self._chance, acks=1)
-
-            await worker.live(name_of(number), asyncio.create_task(worker.rested(REST_S)), politely=True)
+        """Take what is left of every queue and does not wait for its time."""
+        async with asyncio.TaskGroup() as group:
+            for number in range(self._job.queues):
+                worker = Worker(self._job.target, self._report, self._chance, acks=1)
+                life = asyncio.create_task(worker.rested(self._job.drained_after_s))
+                group.create_task(worker.live(name_of(number), life, politely=True))
 
     @property
     def _going(self) -> bool:
@@ -120,11 +138,11 @@ class Churning:
     def _queue(self) -> str:
         return name_of(self._chance.randrange(self._job.queues))
 
-    async def _consumers(self) -> None:
-        """One after the other."""
+    async def _consumers(self, name: Name) -> None:
+        """One after the other, all of the same name: who was cut off comes back."""
         while self._going:
             life = asyncio.create_task(asyncio.sleep(self._chance.random() * LIFE_S))
-            worker = Worker(self._job.target, self._report, self._chance)
+            worker = Worker(self._job.target, self._report, self._chance, name)
             await worker.live(self._queue(), life, politely=self._chance.random() < 0.5)
 
     async def _victims(self) -> None:

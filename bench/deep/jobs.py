@@ -24,6 +24,20 @@ class Churn:
     """Processes at a time, killed with -9 after a second at most."""
     publishers: int = 4
     queues: int = 3
+    drained_after_s: float = 2.0
+    """Without a message: the queue is empty."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fill:
+    """Publishes one by one through an engine in its own process, and then waits to be killed."""
+
+    data: str
+    queue: str
+    messages: int
+    size: int
+    window: int = 3_840
+    """Requests that wait for their confirm."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -111,7 +111,7 @@ def held(
 
     The goal is for processor time: on a machine with other people on it the wall counts them too.
     """
-    bench.say(describe(holds))
+    bench.say(describe(sorted(holds, key=lambda hold: -float(hold["cpu_ms"]))))
     cpu = max((hold["cpu_ms"] for hold in holds), default=0.0)
     by_wall = sum(1 for hold in holds if hold["wall_ms"] > HELD_MS)
     figures = [

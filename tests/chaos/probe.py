@@ -3,6 +3,8 @@
 import asyncio
 import random
 import urllib.request
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from itertools import count
 
 import grpc
@@ -17,7 +19,8 @@ from tests.chaos.workload import MAILS, digest_of
 from tests.support.history import Recorder
 
 CALL_SECONDS = 3.0
-WAIT_SECONDS = 15.0
+WAIT_SECONDS = 180.0
+"""For the broker to say something, on a machine that does other things as well."""
 PAUSE_SECONDS = 0.1
 FILL_MAX = 1_000
 _numbers = count(1)
@@ -81,9 +84,34 @@ class Probe:
                 return number
         raise AssertionError(f"{FILL_MAX} messages of {len(body)} bytes did not fill the disk")
 
+    @asynccontextmanager
+    async def paused(self, queue: str) -> AsyncIterator[None]:
+        """Nothing is delivered meanwhile."""
+        await self._until_done(lambda: self._admin.pause_queue(queue))
+        try:
+            yield
+        finally:
+            await self._until_done(lambda: self._admin.unpause_queue(queue))
+
+    @staticmethod
+    async def _until_done(ask: Callable[[], Awaitable[object]]) -> None:
+        """A broker that is too busy to answer is asked again."""
+        async with asyncio.timeout(WAIT_SECONDS):
+            while True:
+                try:
+                    await ask()
+                except KyogoError:
+                    await asyncio.sleep(PAUSE_SECONDS)
+                else:
+                    return
+
     async def consumers(self) -> list[Consumer]:
         """All that are attached."""
         return [consumer async for consumer in self._admin.consumers()]
+
+    async def state(self, client: str) -> str:
+        """Of the consumer with this client's name; "gone": there is none."""
+        return next((consumer.state for consumer in await self.consumers() if consumer.client_name == client), "gone")
 
     async def acked(self) -> int:
         """Messages acked since the beginning, over all queues."""

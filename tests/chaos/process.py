@@ -49,7 +49,7 @@ async def _play(run: Callable[[Part], Awaitable[int]], options: argparse.Namespa
     chance = random.Random(f"{options.seed}-{options.name}")
     part = Part(options.name, options.address, recorder, chance, options)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, part.leaving.set)
-    watch = asyncio.create_task(_watch_lag(recorder))
+    watch = asyncio.create_task(watch_lag(recorder))
     try:
         return await run(part)
     finally:
@@ -57,7 +57,7 @@ async def _play(run: Callable[[Part], Awaitable[int]], options: argparse.Namespa
         recorder.close()
 
 
-async def _watch_lag(recorder: Recorder) -> None:
+async def watch_lag(recorder: Recorder) -> None:
     """Write down when this process stood still: stopped, starved, or busy."""
     while True:
         before = time.monotonic()

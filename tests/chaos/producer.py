@@ -37,7 +37,7 @@ SILENCE_SECONDS = 3.0
 BACKOFF_SECONDS = 0.4
 REFUSED_SECONDS = 0.8
 """Before the same request is tried again that was refused for a while."""
-FINISH_SECONDS = 45.0
+FINISH_SECONDS = 120.0
 """To learn what became of everything, once told to end."""
 REPEAT_SHARE = 0.02
 BAD_SHARE = 0.01

@@ -23,12 +23,12 @@ ORDERS, IMAGES, MAILS, SCRAP = "orders", "images", "mails", "scrap"
 HEARTBEAT_MS = 400
 """Suspect after 1.2 s, failed after 4 s: so that a short run sees both."""
 QUEUES: Mapping[str, QueueSettings] = {
-    ORDERS: QueueSettings(visibility_timeout_ms=6_000, max_attempts=4, retry=RetryPolicy(initial_ms=20, max_ms=200)),
+    ORDERS: QueueSettings(visibility_timeout_ms=15_000, max_attempts=4, retry=RetryPolicy(initial_ms=20, max_ms=200)),
     IMAGES: QueueSettings(
         visibility_timeout_ms=1_500, max_attempts=3, max_losses=3, retry=RetryPolicy(initial_ms=10, max_ms=100)
     ),
-    MAILS: QueueSettings(visibility_timeout_ms=8_000, max_attempts=5, retry=RetryPolicy(initial_ms=20, max_ms=100)),
-    SCRAP: QueueSettings(visibility_timeout_ms=2_000, max_attempts=2, dead_letter_queue=""),
+    MAILS: QueueSettings(visibility_timeout_ms=20_000, max_attempts=5, retry=RetryPolicy(initial_ms=20, max_ms=100)),
+    SCRAP: QueueSettings(visibility_timeout_ms=20_000, max_attempts=2, dead_letter_queue=""),
 }
 LETTERS = tuple(f"{queue}.dlq" for queue in (ORDERS, IMAGES, MAILS))
 SHARES: Mapping[str, int] = {

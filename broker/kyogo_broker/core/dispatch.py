@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from kyogo_broker.core.consumers import Member
 from kyogo_broker.core.fences import BLOCK
 from kyogo_broker.core.leases import LEASE_MESSAGES_MAX
-from kyogo_broker.core.limits import ASIDE_MAX, DISPATCH_MESSAGES_MAX
+from kyogo_broker.core.limits import ASIDE_MAX, DISPATCH_MESSAGES_MAX, DISPATCH_RUNS_MAX
 from kyogo_broker.core.queue import Queue
 from kyogo_broker.core.reading import Reading
 from kyogo_broker.core.standard import Ready
@@ -50,8 +50,8 @@ class Dispatch:
         """One queue; whether nothing is left to do for it now."""
         if queue.paused or not queue.members:
             return True
-        budget, fruitless = DISPATCH_MESSAGES_MAX, 0
-        while budget > 0:
+        budget, cuts, fruitless = DISPATCH_MESSAGES_MAX, DISPATCH_RUNS_MAX, 0
+        while budget > 0 and cuts > 0:
             if queue.aside_due:
                 self._serve_aside(queue, now)
             if queue.held_up:
@@ -60,13 +60,14 @@ class Dispatch:
             allocation = queue.balance.allocate(count) if count else []
             if not allocation:
                 return True
-            given = 0
+            given, each = 0, max(1, cuts // len(allocation))
             for candidate, portion in allocation:
                 assert isinstance(candidate, Member)
-                done = self._deliver(candidate, portion, now)
+                done, runs = self._deliver(candidate, portion, each, now)
                 if done < portion:
                     queue.balance.changed(candidate)
                 given += done
+                cuts -= runs
             budget -= given
             # Those allocated to may be held up; then they are not offered any more and others have their turn. Nobody
             # left, or the head not in memory: the next look at what is available ends it.
@@ -88,12 +89,12 @@ class Dispatch:
         self._reading.want_fresh(queue)
         return max(0, min(head.last + 1, queue.loaded_to) - head.first)
 
-    def _deliver(self, member: Member, count: int, now: Now) -> int:
-        """Up to `count` messages from the head to one consumer; how many it was."""
+    def _deliver(self, member: Member, count: int, runs_max: int, now: Now) -> tuple[int, int]:
+        """Up to `count` messages from the head to one consumer, in so many runs; how many messages and runs it was."""
         queue = member.queue
         runs: list[Delivery] = []
         given = 0
-        while given < count:
+        while given < count and len(runs) < runs_max:
             head = queue.ready.head()
             held = queue.window.find(head.first) if head is not None else None
             if head is None or held is None:
@@ -109,7 +110,7 @@ class Dispatch:
             self._state.emit(Deliver(member.consumer.port, tuple(runs)))
         if given or member.held_up:
             self._state.touch(member.consumer)
-        return given
+        return given, len(runs)
 
     def _run(self, member: Member, head: Ready, held: Held, most: int, now: Now) -> Delivery | None:
         """Cut one run off the head; None: its first message does not fit this consumer."""

@@ -32,6 +32,8 @@ ASIDE_MAX = 1_000
 consumers of small frames wait, as they would behind any large message."""
 DISPATCH_MESSAGES_MAX = 8_192
 """Of one queue in one tick: the loop must come back to its inbox within milliseconds."""
+DISPATCH_RUNS_MAX = 256
+"""The same for runs, at some 20 us each: messages that were published one by one are a run each while in memory."""
 EXTENSION_MS_MAX = 12 * 3_600_000
 FENCE_RANGE_MAX = 10_000
 """Fences in one range: nobody holds more, and each may need a look-up of its own."""

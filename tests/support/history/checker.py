@@ -41,7 +41,9 @@ def _figures(index: Index, stored: Stored, failover: Failover) -> Figures:
     )
     return Figures(
         operations=index.operations,
+        published=len(index.sources),
         answered=stored.answered,
+        handled=sum(any(delivery.maybe("ACK") for delivery in deliveries) for _, _, deliveries in index.messages()),
         finished=stored.finished,
         lost=stored.lost,
         doubled=stored.doubled,
@@ -59,7 +61,8 @@ def _figures(index: Index, stored: Stored, failover: Failover) -> Figures:
 
 def _longest_gap(index: Index) -> tuple[float, float, str]:
     """(seconds, when it began, what was wrong then)."""
-    gaps_found = [(after.t - before.t, before.t) for before, after in pairwise(index.deliveries)]
+    until = index.ended if index.drained_at is None else index.drained_at
+    gaps_found = [(after.t - before.t, before.t) for before, after in pairwise(index.deliveries) if after.t <= until]
     if not gaps_found:
         return 0.0, 0.0, ""
     seconds, at = max(gaps_found)

@@ -207,6 +207,8 @@ class Index:
         self.figures: list[Line] = []
         """Lines of stats, metrics, state, resources and order, as they are."""
         self.drained: set[str] = set()
+        self.drained_at: float | None = None
+        """When nothing was left to be delivered."""
         self._open_settles: dict[tuple[str, int], deque[Try]] = defaultdict(deque)
         self._open_extends: dict[tuple[str, int], deque[Try]] = defaultdict(deque)
         self._units: dict[tuple[str, tuple[str, ...]], Request] = {}
@@ -257,7 +259,7 @@ class Index:
         op = line["op"]
         self.operations[op] += 1
         detail = line.get("what") or line.get("status") or line.get("how") or line.get("mode")
-        if detail:
+        if detail and op != "effect":  # which is free text
             self.operations[f"{op} {detail}"] += 1
         take = getattr(self, f"_{op}", None)
         if take is None:
@@ -434,3 +436,4 @@ class Index:
 
     def _drained(self, line: Line) -> None:
         self.drained.update(line["queues"])
+        self.drained_at = line["t"]

@@ -46,10 +46,14 @@ class Figures:
 
     operations: Mapping[str, int]
     """Lines by kind, and kind with result."""
+    published: int
+    """Messages that somebody tried to publish, those that were refused included."""
     answered: int
-    """Messages whose publish was answered."""
+    """Of these: their publish was answered, so they are stored."""
+    handled: int
+    """Messages that somebody acked, for sure or as far as anybody knows; dead letters count anew."""
     finished: int
-    """Of these: acked, dead-lettered or purged, for sure or as far as anybody knows."""
+    """Of those answered: acked, dead-lettered or purged, for sure or as far as anybody knows."""
     lost: int
     doubled: int
     unknown: int
@@ -114,8 +118,9 @@ def _figures(figures: Figures, seconds: float) -> list[str]:
         f"results: {_counts(detail)}",
         f"faults: {sum(figures.faults.values())}: {_counts(figures.faults)}",
         f"kills survived: {_counts(figures.kills)}",
-        f"answered messages: {figures.answered:,}, of them finished {figures.finished:,}, lost {figures.lost}",
-        f"doubled messages: {figures.doubled}; never answered: {figures.unknown:,}",
+        f"messages: published {figures.published:,}, confirmed {figures.answered:,}, handled {figures.handled:,}",
+        f"of those confirmed: finished {figures.finished:,}, lost {figures.lost}, doubled {figures.doubled}",
+        f"never answered: {figures.unknown:,}",
         f"redelivered: {_counts(figures.redelivered)}",
         f"failover of what a killed consumer held: median {median:.0f} ms, worst {worst:.0f} ms",
         f"{gap}, during {figures.gap_during}" if figures.gap_during else gap,

@@ -2,17 +2,20 @@
 
 Counted at the consumer, from what it was told: a delivery is held until its settlement is answered or it is taken
 away. The broker says both before it makes use of the room, on the same stream; so what is held here is never more
-than what the broker knows of. A consumer of level 1 is not told that a lease expired, so its old
-ones count as gone.
+than what the broker knows of. A consumer of level 1 is not told that a lease is over, and its clock starts before the
+delivery arrives: old ones count as gone, and so do those that turned out to have ended untold.
 """
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
+from itertools import pairwise
 
 from tests.support.history.index import Index, Session
 from tests.support.history.lines import Line, fences_of
 from tests.support.history.report import Findings
 
 BYTES_DEFAULT = 4 << 20
+UNTOLD_ENDS = frozenset({"VISIBILITY_TIMEOUT", "SUSPECT", "FAILED"})
+"""Reasons of the next delivery that say so."""
 
 
 class Room:
@@ -24,16 +27,31 @@ class Room:
 
     def check(self) -> None:
         """All of them."""
+        untold = self._ended_untold()
         for session in self._index.sessions.values():
             if session.events:
-                _Held(session, self._findings).check()
+                _Held(session, self._findings, untold).check()
+
+    def _ended_untold(self) -> set[int]:
+        """Fences of level 1 whose end only a STALE answer or the next delivery shows, at some time after it."""
+        fences: set[int] = set()
+        for _, _, deliveries in self._index.messages():
+            ends = {before.fence for before, after in pairwise(deliveries) if after.reason in UNTOLD_ENDS}
+            fences.update(
+                delivery.fence
+                for delivery in deliveries
+                if not delivery.session.counts_start
+                and (delivery.fence in ends or any(attempt.status == "STALE" for attempt in delivery.settles))
+            )
+        return fences
 
 
 class _Held:
     """What one session holds."""
 
-    def __init__(self, session: Session, findings: Findings) -> None:
+    def __init__(self, session: Session, findings: Findings, untold: Container[int]) -> None:
         self._session = session
+        self._untold = untold
         self._findings = findings
         self._held: dict[int, tuple[int, float]] = {}
         """(size, when it came) by fence."""
@@ -79,7 +97,8 @@ class _Held:
             old = line["t"] - self._session.visibility(line["queue"]) / 2
             self._drop([fence for fence, (_, came) in self._held.items() if came < old])
         for number in range(len(line["uids"])):
-            self._held[line["fence"] + number] = line["sizes"][number], line["t"]
+            if line["fence"] + number not in self._untold:
+                self._held[line["fence"] + number] = line["sizes"][number], line["t"]
         messages, size = self._limits()
         held = sum(size for size, _ in self._held.values())
         case = f"{self._session.process} ({self._session.name}) at fence {line['fence']}"

@@ -124,10 +124,20 @@ class Stored:
         # A newer delivery shows that whatever was said of an older one had no effect.
         newest = [home.deliveries[offset][-1] for offset in offsets if offset in home.deliveries]
         newest = [delivery for delivery in newest if delivery.uid == uid]
-        keeps = home.settings.get("dead_letter_queue") != {""}
-        if any(delivery.maybe("ACK") or (not keeps and delivery.maybe("DEAD_LETTER", "RETRY")) for delivery in newest):
+        if any(delivery.maybe("ACK") for delivery in newest):
+            return True
+        if home.settings.get("dead_letter_queue") == {""} and any(map(self._may_be_given_up, newest)):
             return True
         return home.deleted is not None
+
+    def _may_be_given_up(self, delivery: Delivery) -> bool:
+        """Where no letters are kept: by a settlement, or by the last failure or loss, of which nobody is told."""
+        settings = self._index.queue(delivery.queue).settings
+        return (
+            delivery.maybe("DEAD_LETTER", "RETRY")
+            or delivery.attempt >= min(settings["max_attempts"], default=delivery.attempt + 1)
+            or delivery.losses + 1 >= min(settings["max_losses"], default=delivery.losses + 2)
+        )
 
     def _not_purged(self, queue: str, messages: list[tuple[Request, str]]) -> list[tuple[Request, str]]:
         """Purges account for as many as they said, of those sent before; for any number when nobody saw the answer.

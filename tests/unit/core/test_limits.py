@@ -4,7 +4,7 @@ import pytest
 
 from kyogo_broker.core import fences, leases
 from kyogo_broker.core.fences import BLOCK, RESERVE_AT
-from kyogo_broker.core.limits import DISPATCH_MESSAGES_MAX, ShardConfig
+from kyogo_broker.core.limits import DISPATCH_MESSAGES_MAX, DISPATCH_RUNS_MAX, ShardConfig
 from kyogo_broker.core.sessions import LOST_TOLD_MAX
 from kyogo_broker.model.commands import CreateQueue, Heartbeat, Outcome, PauseQueue
 from kyogo_broker.model.effects import AdminDone, AttachDone, AttachRefused, PublishDone, Revoke
@@ -79,6 +79,20 @@ def test_a_lease_and_a_turn_of_one_queue() -> None:
     assert driver.shard.next_wake_ms() == 0, "the rest follows at once"
     assert {run.count for run in runs(effects)} == {leases.LEASE_MESSAGES_MAX}
     assert len(offsets(driver.tick(), port)) == 9_000 - DISPATCH_MESSAGES_MAX
+
+
+def test_runs_of_one_queue_in_a_turn_are_shared_by_its_consumers() -> None:
+    driver = Driver()
+    driver.create()
+    ports = [driver.attach(prefetch_messages=1_000) for _ in range(2)]
+    driver.handle(PauseQueue(0, 0, "q", paused=True))
+    for _ in range(DISPATCH_RUNS_MAX + 100):
+        driver.publish(b"x")
+    driver.handle(PauseQueue(0, 0, "q", paused=False))
+    effects = driver.tick()
+    assert [len(offsets(effects, port)) for port in ports] == [DISPATCH_RUNS_MAX // 2] * 2
+    assert driver.shard.next_wake_ms() == 0, "the rest follows at once"
+    assert len(offsets(driver.tick())) == 100
 
 
 def test_fences_are_reserved_before_they_run_out() -> None:

@@ -240,6 +240,13 @@ def too_many(story: Story) -> None:
         story.deliver(uid, number + 2)
 
 
+def too_many_of_level_1(story: Story) -> None:
+    story.attach("s2", capabilities=[], prefetch=[1, 1 << 20])
+    story.publish("b")
+    story.settle(story.deliver("a", 1, session="s2"), status=None, session="s2")
+    story.deliver("b", 2, session="s2")
+
+
 def too_large(story: Story) -> None:
     story.publish("b", "c")
     story.deliver("b", 2, sizes=[800_000])
@@ -351,7 +358,7 @@ SEEDS: list[tuple[str, Seed]] = [
     ("I10", out_of_order), ("I10", starved),
     ("I11", before_its_time), ("I11", after_its_expiry), ("I11", retried_too_soon),
     ("I12", stored_twice), ("I12", resent_elsewhere),
-    ("I13", too_many), ("I13", too_large), ("I13", frame_too_large), ("I13", prefetch_ignored),
+    ("I13", too_many), ("I13", too_many_of_level_1), ("I13", too_large), ("I13", frame_too_large), ("I13", prefetch_ignored),
     ("I14", miscounted),
     ("I15", restored_otherwise),
     ("I16", two_owners), ("I16", former_owner),
@@ -367,7 +374,8 @@ def test_a_clean_history_passes() -> None:
     assert report.text().endswith("took effect"), report.text()
     assert report.clean
     figures = report.figures
-    assert (figures.answered, figures.finished, figures.lost, figures.doubled, figures.unknown) == (4, 4, 0, 0, 1)
+    assert (figures.published, figures.answered, figures.handled, figures.finished) == (6, 4, 4, 4)
+    assert (figures.lost, figures.doubled, figures.unknown) == (0, 0, 1)
     assert figures.redelivered == {
         "RETRY": 1, "RELEASE": 2, "VISIBILITY_TIMEOUT": 1, "STREAM_LOSS": 1, "BROKER_RESTART": 1
     }  # fmt: skip
@@ -412,6 +420,49 @@ def test_an_ack_without_an_answer_counts_for_nothing_once_there_is_a_newer_deliv
     story.deliver("a", 1, session="s2", reason="STREAM_LOSS")
     story.tell("drained", queues=["q"])
     assert check(story.lines).invariants() == {"I1"}
+
+
+@pytest.mark.parametrize(("process", "broken"), [("s1", set()), ("harness", set()), ("s2", {"I18"})])
+def test_who_stood_still_or_whose_network_did_may_be_suspect(process: str, broken: set[str]) -> None:
+    story = story_with(lambda story: None)
+    story.deliver("a", 1)
+    story.wait(1.2)
+    story.tell("lagged", process, ms=1_200)
+    story.attach("s2")
+    story.deliver("a", 1, session="s2", reason="SUSPECT")
+    assert check(story.lines).invariants() == broken
+
+
+@pytest.mark.parametrize(("attempt", "broken"), [(2, {"I1"}), (3, set())])
+def test_a_last_attempt_that_ran_out_ends_a_message_where_no_letters_are_kept(attempt: int, broken: set[str]) -> None:
+    story = story_with(lambda story: story.created(dead_letter_queue=""))
+    for number in range(1, attempt + 1):
+        story.settle(story.deliver("a", 1, attempt=number, reason="RETRY" if number > 1 else "UNSPECIFIED"), "RETRY")
+    story.lines = story.lines[:-2]  # the last one is never settled
+    story.tell("drained", queues=["q"])
+    assert check(story.lines).invariants() == broken
+
+
+def test_a_lease_of_level_1_that_ended_untold_takes_no_room() -> None:
+    story = story_with(lambda story: None)
+    story.attach("s2", capabilities=[], prefetch=[1, 1 << 20])
+    story.publish("b")
+    over = story.deliver("a", 1, session="s2")
+    story.deliver("b", 2, session="s2")
+    story.settle(over, status="STALE", session="s2")
+    assert check(story.lines).invariants() == set()
+
+
+def test_the_longest_gap_ends_when_nothing_is_left_to_deliver() -> None:
+    story = story_with(lambda story: None)
+    story.publish("b", "c")
+    story.settle(story.deliver("a", 1))
+    story.wait(2.0)
+    story.settle(story.deliver("b", 2))
+    story.tell("drained", queues=["q"])
+    story.wait(9.0)
+    story.settle(story.deliver("c", 3))
+    assert check(story.lines).figures.longest_gap == pytest.approx(2.0, abs=0.1)
 
 
 def test_a_purge_accounts_for_no_more_than_it_says() -> None:
