@@ -23,7 +23,7 @@ from tests.support.processes import ROOT, Broker, Processes, until
 from tests.support.queues import drained, stats_of
 
 EXAMPLES = ROOT / "examples"
-DEMO_SECONDS = 30
+DEMO_SECONDS = 120
 
 
 async def test_the_publisher_and_the_ten_line_worker(children: Processes, broker: Broker) -> None:
@@ -67,6 +67,7 @@ def demo(*, environment: dict[str, str] | None = None) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.timeout(DEMO_SECONDS + 30)
 async def test_the_demo_survives_its_accidents_and_gets_the_sums_right() -> None:
     with demo() as process:
         printed = (await asyncio.to_thread(process.communicate, timeout=DEMO_SECONDS))[0]
@@ -78,6 +79,7 @@ async def test_the_demo_survives_its_accidents_and_gets_the_sums_right() -> None
     assert "\x1b" not in printed
 
 
+@pytest.mark.timeout(DEMO_SECONDS + 30)
 async def test_the_demo_ends_all_its_processes_when_it_is_stopped() -> None:
     with demo() as process:
         children = await until(
