@@ -1,6 +1,6 @@
 """Whole histories of the broker with faults: seeds that are always lived through, and fresh ones for a while.
 
-KYOGO_SIMULATION_SECONDS says how long the fresh ones take (20; CI runs 60 s). A seed that fails is printed with the command
+KYOGO_SIMULATION_SECONDS says how long the fresh ones take (10; CI runs 60 s). A seed that fails is printed with the command
 that repeats it; once it is understood, it is added to `SEEDS`, if it still shows what it showed.
 """
 
@@ -20,7 +20,7 @@ from tests.simulation.run import simulating
 from tests.simulation.simulate import OPERATIONS, History, simulate
 from tests.support.faulty_disk import FaultyDisk
 
-SECONDS = float(os.environ.get("KYOGO_SIMULATION_SECONDS", "20"))
+SECONDS = float(os.environ.get("KYOGO_SIMULATION_SECONDS", "10"))
 SEEDS = (518, 1002, 0)
 """Always lived through; once they showed a file left open, a consumer suspected behind a full inbox, and an
 answer for a queue that was deleted in the same turn."""
